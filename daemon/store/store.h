@@ -1,0 +1,157 @@
+/*
+ * What a backend is: a table of methods over whole values, by key. store.c holds the list of all of
+ * them and the one adapter that lifts those that block onto threads.
+ *
+ * A backend keeps these promises, and the contract suite (tests/unit/test_store.c) holds it to them:
+ * - PUT without overwrite stores only if the key is absent, atomically, however many ask at once.
+ * - A value that was stored is found by every later GET, whole, until it is deleted, cleared,
+ *   evicted, replaced or past its end. Never a wrong byte: what is damaged is a miss and a log line.
+ * - A call finishes exactly once: it returns its status, or STORE_PENDING and then done() is called
+ *   once, later, on the loop that asked, never from inside the call.
+ *
+ * A backend knows no connection and no protocol. It does not hold leases, wait for anything but its
+ * own storage, or retry for the caller.
+ */
+#ifndef LIARA_STORE_H
+#define LIARA_STORE_H
+
+#include "../loop.h"
+#include "../pool.h"
+#include "../value.h"
+#include "../../proto/message.h"
+
+struct config;
+struct store;
+struct store_call;
+
+enum store_status {
+    STORE_OK,      /* found, stored, deleted, cleared, inspected, persisted */
+    STORE_MISS,    /* GET, HEAD, DELETE: not there */
+    STORE_EXISTS,  /* PUT: there already, left as it was */
+    STORE_PENDING, /* done() will follow */
+    STORE_FAILED   /* call->error and call->text say why */
+};
+
+enum store_op {
+    STORE_GET,     /* value: out, a reference that is the caller's */
+    STORE_HEAD,    /* length, flags, expires: out */
+    STORE_PUT,     /* value: in; the store takes the reference and nulls the field, whatever comes */
+    STORE_DELETE,
+    STORE_CLEAR,   /* key is a prefix, of 0 bytes too; entries: out, how many were removed */
+    STORE_INSPECT, /* key is a prefix; entries, size, approximate: out */
+    STORE_PERSIST  /* durable: out, false for a backend without stable storage */
+};
+
+struct store_call {
+    struct pool_task task; /* the adapter's */
+    struct store *store;   /* set by store_submit() */
+    enum store_op op;
+    bool overwrite;        /* PUT */
+    const uint8_t *key;    /* the caller's, unchanged until the call has finished */
+    uint32_t key_length;
+    uint64_t hash;         /* store_hash(key), set by store_submit() */
+    struct value *value;   /* as above */
+
+    enum store_status status; /* the result, also where done() brings it */
+    uint32_t flags;
+    uint64_t length;
+    int64_t expires;
+    uint64_t entries;
+    uint64_t size; /* bytes of keys and values */
+    bool approximate;
+    bool durable;
+    enum error_code error;
+    char text[MESSAGE_TEXT_MAX];
+
+    struct loop *loop;                      /* who asks: done() runs on its thread */
+    void (*done)(struct store_call *call);
+};
+
+typedef enum store_status store_method(struct store *store, struct store_call *call);
+
+struct store_ops {
+    const char *name;  /* as the configuration spells it, "sqlite" */
+    const char *title; /* as INSPECT shows it, "Sqlite3" */
+
+    /* It keeps its data in config->directory: store.c makes it (mode 0700) and locks it. */
+    bool in_directory;
+
+    /*
+     * Threads, for a backend whose methods block; both 0 where they never do. GET, HEAD and INSPECT
+     * run on the readers, all else on the writers; call->task.thread numbers them, each from 0. With
+     * one writer, begin and commit stand around each batch of calls, none of which is answered
+     * before commit has returned.
+     */
+    unsigned readers;
+    unsigned writers;
+
+    /* NULL, and why in one line: what was wrong, with which object, what would be right. */
+    struct store *(*open)(const struct config *config, char *why, size_t size);
+    /* After the last call has finished. */
+    void (*close)(struct store *store);
+
+    /* For a backend that works on the callers' loops: called once on each loop's thread before its
+     * first call and after its last; loops are numbered by loop_index(). May be NULL. */
+    bool (*attach)(struct store *store, struct loop *loop);
+    void (*detach)(struct store *store, struct loop *loop);
+
+    store_method *get, *head, *put, *delete, *clear, *inspect, *persist;
+
+    /* Writers' thread only; may be NULL. commit false: every call of the batch has failed, with the
+     * error and text that commit puts into *failed. */
+    void (*begin)(struct store *store);
+    bool (*commit)(struct store *store, struct store_call *failed);
+
+    /* Writers' thread only, when nothing waits: a step of upkeep (evict, give space back) of a few
+     * milliseconds. As pool_hooks.idle. May be NULL. */
+    int (*upkeep)(struct store *store);
+};
+
+/* What every backend's own struct begins with; filled by store_open(). */
+struct store {
+    const struct store_ops *ops;
+    struct pool *readers, *writers;
+    int lock;                  /* of the directory, or -1 */
+    _Atomic uint64_t max_size; /* bytes; may change while running */
+};
+
+/* The backends' own tables, one a file. */
+extern const struct store_ops store_null, store_memory, store_filesystem, store_sqlite, store_redis;
+
+/* The table of that name, or NULL. store_names() lists them, "memory, filesystem, …", static. */
+const struct store_ops *store_find(const char *name);
+const char *store_names(void);
+
+/* Opens a backend as config says: locks its directory, starts its threads. NULL, and why. */
+struct store *store_open(const struct store_ops *ops, const struct config *config, char *why,
+                         size_t size);
+
+/* Finishes what is queued, closes. The loops must still accept posts. NULL is fine. */
+void store_close(struct store *store);
+
+/* See store_ops.attach; fine for backends that have none. */
+bool store_attach(struct store *store, struct loop *loop);
+void store_detach(struct store *store, struct loop *loop);
+
+/*
+ * Starts the call: op, key, key_length, value, overwrite, loop and done are set by the caller, which
+ * keeps *call in place until it has finished. Returns the status, which call->status has too, or
+ * STORE_PENDING. The loop's own thread only.
+ */
+enum store_status store_submit(struct store *store, struct store_call *call);
+
+/* For backends: fills error and text, returns STORE_FAILED. */
+enum store_status store_fail(struct store_call *call, enum error_code error, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* For backends: a value for the call's key with length bytes to fill, or NULL with the call failed
+ * as busy (too many bytes in flight) or internal (no memory). */
+struct value *store_new_value(struct store_call *call, uint64_t length);
+
+/* The hash of a key, the same in one run of the daemon and another in the next. Any thread. */
+uint64_t store_hash(const uint8_t *key, size_t length);
+
+/* Whether the value is past its end at clock_now()'s time now. */
+bool store_expired(int64_t expires, int64_t now);
+
+#endif

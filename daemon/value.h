@@ -1,0 +1,66 @@
+/*
+ * A cached value: its key, its bytes, the client's flags, when it ends. Reference-counted and moved
+ * by pointer; nobody copies it. Once it is filled and handed on, key and bytes never change, so
+ * several threads may read and send it at once.
+ *
+ * All live values together are bounded by value_set_limit(): beyond it value_new() fails, which is
+ * what keeps 1,000 clients that each ask for a large thing from exhausting the memory.
+ */
+#ifndef LIARA_VALUE_H
+#define LIARA_VALUE_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define VALUE_LENGTH_MAX UINT32_MAX
+
+struct value {
+    atomic_uint references;
+    uint32_t flags;
+    uint32_t length;     /* of the bytes */
+    uint16_t key_length; /* 1 to MESSAGE_KEY_MAX */
+    int64_t expires;     /* clock_now()'s milliseconds, or CLOCK_NEVER */
+    /* The three below belong to the memory store's table alone. */
+    uint64_t hash;
+    _Atomic uint64_t used; /* clock_tick() of the last use */
+    struct value *next;
+    uint8_t data[]; /* the key, then the bytes */
+};
+
+/* Bytes that all live values may hold together, with their headers; UINT64_MAX: no bound. Any thread. */
+void value_set_limit(uint64_t bytes);
+
+/* Bytes that all live values hold. Any thread. */
+uint64_t value_total(void);
+
+/*
+ * A new value with one reference, its key copied in, length bytes to be filled by the caller through
+ * value_bytes(), no flags and no end. NULL with errno ENOBUFS where the limit is reached (the
+ * caller answers ERROR busy) or ENOMEM. Any thread.
+ */
+struct value *value_new(const uint8_t *key, size_t key_length, uint32_t length);
+
+/* One more reference; returns value. Any thread that holds one. */
+struct value *value_ref(struct value *value);
+
+/* Gives a reference up; the last frees. NULL is fine. Any thread. */
+void value_unref(struct value *value);
+
+static inline const uint8_t *value_key(const struct value *value)
+{
+    return value->data;
+}
+
+static inline uint8_t *value_bytes(struct value *value)
+{
+    return value->data + value->key_length;
+}
+
+/* What the value costs in memory, header and key included. */
+static inline uint64_t value_cost(const struct value *value)
+{
+    return sizeof(*value) + value->key_length + value->length;
+}
+
+#endif
