@@ -39,7 +39,8 @@ struct pool *pool_new(const char *name, unsigned threads, const struct pool_hook
 /* Queues the task; never blocks. Any thread. */
 void pool_submit(struct pool *pool, struct pool_task *task);
 
-/* Runs what is queued, ends the threads, frees the pool. The loops must still accept posts. */
+/* Runs what is queued, ends the threads, frees the pool. The loops must still accept posts. NULL is
+ * fine. */
 void pool_free(struct pool *pool);
 
 #endif

@@ -148,7 +148,8 @@ enum store_status store_fail(struct store_call *call, enum error_code error, con
  * as busy (too many bytes in flight) or internal (no memory). */
 struct value *store_new_value(struct store_call *call, uint64_t length);
 
-/* The hash of a key, the same in one run of the daemon and another in the next. Any thread. */
+/* The hash of a key. Seeded anew in each run, so that nobody can choose keys that collide: it must
+ * not reach a disk. Any thread. */
 uint64_t store_hash(const uint8_t *key, size_t length);
 
 /* Whether the value is past its end at clock_now()'s time now. */

@@ -1,0 +1,48 @@
+#include "clock.h"
+
+#include <time.h>
+
+/* What to add to the monotonic clock to get the wall clock's milliseconds; set once at start. */
+static int64_t wall_offset;
+
+static int64_t milliseconds(clockid_t clock)
+{
+    struct timespec now;
+    clock_gettime(clock, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+void clock_start(void)
+{
+    wall_offset = milliseconds(CLOCK_REALTIME) - milliseconds(CLOCK_BOOTTIME);
+}
+
+int64_t clock_now(void)
+{
+    return milliseconds(CLOCK_BOOTTIME);
+}
+
+uint64_t clock_tick(void)
+{
+    static _Thread_local uint64_t last;
+    struct timespec now;
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    uint64_t tick = (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+    last = tick > last ? tick : last + 1;
+    return last;
+}
+
+int64_t clock_to_wall(int64_t monotonic)
+{
+    return monotonic == CLOCK_NEVER ? CLOCK_NEVER : monotonic + wall_offset;
+}
+
+int64_t clock_from_wall(int64_t wall, int64_t ttl)
+{
+    if (wall == CLOCK_NEVER)
+        return CLOCK_NEVER;
+    int64_t now = clock_now();
+    int64_t latest = ttl < CLOCK_NEVER - now ? now + ttl : CLOCK_NEVER - 1;
+    /* Compared on the wall's side, where no stored number can overflow. */
+    return wall < latest + wall_offset ? wall - wall_offset : latest;
+}

@@ -1,0 +1,266 @@
+#include "store.h"
+
+#include "../clock.h"
+#include "../config.h"
+#include "../container_of.h"
+#include "../lock.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+enum { STORE_BATCH = 256 };
+
+static const struct store_ops *const backends[] = {
+    &store_memory, &store_filesystem, &store_sqlite, &store_redis, &store_null,
+};
+
+enum { BACKENDS = sizeof(backends) / sizeof(backends[0]) };
+
+const struct store_ops *store_find(const char *name)
+{
+    for (size_t i = 0; i < BACKENDS; i++) {
+        if (strcmp(backends[i]->name, name) == 0)
+            return backends[i];
+    }
+    return NULL;
+}
+
+const char *store_names(void)
+{
+    return "memory, filesystem, sqlite, redis, null";
+}
+
+static store_method *method(const struct store_ops *ops, enum store_op op)
+{
+    store_method *const methods[] = {
+        [STORE_GET] = ops->get,         [STORE_HEAD] = ops->head,   [STORE_PUT] = ops->put,
+        [STORE_DELETE] = ops->delete,   [STORE_CLEAR] = ops->clear, [STORE_INSPECT] = ops->inspect,
+        [STORE_PERSIST] = ops->persist,
+    };
+    return methods[op];
+}
+
+static void run_call(struct pool_task *task)
+{
+    struct store_call *call = container_of(task, struct store_call, task);
+    call->status = method(call->store->ops, call->op)(call->store, call);
+}
+
+static void finish_call(struct pool_task *task)
+{
+    struct store_call *call = container_of(task, struct store_call, task);
+    call->done(call);
+}
+
+static void begin_batch(void *arg)
+{
+    struct store *store = arg;
+    store->ops->begin(store);
+}
+
+/* What a batch had promised is void where its commit failed; what had failed by itself stays so. */
+static void fail_batch(struct pool_task *batch, const struct store_call *failed)
+{
+    for (struct pool_task *task = batch; task != NULL; task = task->next) {
+        struct store_call *call = container_of(task, struct store_call, task);
+        if (call->status == STORE_FAILED)
+            continue;
+        call->status = STORE_FAILED;
+        call->error = failed->error;
+        memcpy(call->text, failed->text, sizeof(call->text));
+    }
+}
+
+static void end_batch(void *arg, struct pool_task *batch)
+{
+    struct store *store = arg;
+    struct store_call failed = {.error = ERROR_INTERNAL};
+    if (!store->ops->commit(store, &failed))
+        fail_batch(batch, &failed);
+}
+
+static int upkeep(void *arg)
+{
+    struct store *store = arg;
+    return store->ops->upkeep(store);
+}
+
+static bool start_pools(struct store *store, const struct store_ops *ops)
+{
+    bool batches = ops->commit != NULL;
+    struct pool_hooks hooks = {
+        .arg = store,
+        .begin = batches ? begin_batch : NULL,
+        .end = batches ? end_batch : NULL,
+        .batch = batches ? STORE_BATCH : 0,
+        .idle = ops->upkeep != NULL ? upkeep : NULL,
+    };
+    if (ops->readers == 0)
+        return true;
+    store->readers = pool_new("reader", ops->readers, NULL);
+    store->writers = pool_new("writer", ops->writers, &hooks);
+    return store->readers != NULL && store->writers != NULL;
+}
+
+/* As mkdir -p; the folders that it makes are the owner's alone. */
+static bool make_directory(const char *path, char *why, size_t size)
+{
+    char part[4096];
+    size_t length = strlen(path);
+    if (length >= sizeof(part)) {
+        snprintf(why, size, "the path of the directory is longer than %zu bytes", sizeof(part) - 1);
+        return false;
+    }
+    for (size_t i = 1; i <= length; i++) {
+        if (path[i] != '/' && path[i] != '\0')
+            continue;
+        memcpy(part, path, i);
+        part[i] = '\0';
+        if (mkdir(part, 0700) != 0 && errno != EEXIST) {
+            snprintf(why, size, "can't make the directory %s: %s", part, strerror(errno));
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Returns the lock's descriptor, -1 with why. */
+static int take_directory(const struct config *config, char *why, size_t size)
+{
+    char path[4096], what[256];
+    if (!make_directory(config->directory, why, size))
+        return -1;
+    if ((size_t)snprintf(path, sizeof(path), "%s/lock", config->directory) >= sizeof(path)) {
+        snprintf(why, size, "the path of the directory is too long");
+        return -1;
+    }
+    snprintf(what, sizeof(what), "the store in %s", config->directory);
+    return lock_take(path, what, why, size);
+}
+
+struct store *store_open(const struct store_ops *ops, const struct config *config, char *why,
+                         size_t size)
+{
+    int lock = ops->in_directory ? take_directory(config, why, size) : -1;
+    if (ops->in_directory && lock < 0)
+        return NULL;
+    struct store *store = ops->open(config, why, size);
+    if (store == NULL) {
+        if (lock >= 0)
+            close(lock);
+        return NULL;
+    }
+    store->ops = ops;
+    store->lock = lock;
+    atomic_store(&store->max_size, config->max_size);
+    if (!start_pools(store, ops)) {
+        snprintf(why, size, "can't start the threads of the store: %s", strerror(errno));
+        store_close(store);
+        return NULL;
+    }
+    return store;
+}
+
+void store_close(struct store *store)
+{
+    if (store == NULL)
+        return;
+    int lock = store->lock;
+    pool_free(store->readers);
+    pool_free(store->writers);
+    store->ops->close(store);
+    if (lock >= 0)
+        close(lock);
+}
+
+bool store_attach(struct store *store, struct loop *loop)
+{
+    return store->ops->attach == NULL || store->ops->attach(store, loop);
+}
+
+void store_detach(struct store *store, struct loop *loop)
+{
+    if (store->ops->detach != NULL)
+        store->ops->detach(store, loop);
+}
+
+static struct pool *pool_of(const struct store *store, enum store_op op)
+{
+    bool reads = op == STORE_GET || op == STORE_HEAD || op == STORE_INSPECT;
+    return reads ? store->readers : store->writers;
+}
+
+enum store_status store_submit(struct store *store, struct store_call *call)
+{
+    struct pool *pool = pool_of(store, call->op);
+    call->store = store;
+    call->hash = store_hash(call->key, call->key_length);
+    if (call->op != STORE_PUT)
+        call->value = NULL;
+    if (pool == NULL) {
+        call->status = method(store->ops, call->op)(store, call);
+        return call->status;
+    }
+    call->status = STORE_PENDING;
+    call->task.loop = call->loop;
+    call->task.run = run_call;
+    call->task.finished = finish_call;
+    pool_submit(pool, &call->task);
+    return STORE_PENDING;
+}
+
+enum store_status store_fail(struct store_call *call, enum error_code error, const char *format,
+                             ...)
+{
+    va_list args;
+    call->error = error;
+    va_start(args, format);
+    vsnprintf(call->text, sizeof(call->text), format, args);
+    va_end(args);
+    return STORE_FAILED;
+}
+
+struct value *store_new_value(struct store_call *call, uint64_t length)
+{
+    if (length > VALUE_LENGTH_MAX) {
+        store_fail(call, ERROR_TOO_LARGE, "the stored value has %llu bytes, more than can be sent",
+                   (unsigned long long)length);
+        return NULL;
+    }
+    struct value *value = value_new(call->key, call->key_length, (uint32_t)length);
+    if (value == NULL && errno == ENOBUFS)
+        store_fail(call, ERROR_BUSY, "too many bytes are in flight; try again (max-inflight)");
+    else if (value == NULL)
+        store_fail(call, ERROR_INTERNAL, "out of memory for a value of %llu bytes",
+                   (unsigned long long)length);
+    return value;
+}
+
+static uint64_t seed;
+
+static void make_seed(void)
+{
+    /* Where the kernel has no random bytes yet the hash is merely guessable. */
+    if (getrandom(&seed, sizeof(seed), GRND_NONBLOCK) != (ssize_t)sizeof(seed))
+        seed = (uint64_t)getpid();
+}
+
+uint64_t store_hash(const uint8_t *key, size_t length)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, make_seed);
+    return XXH3_64bits_withSeed(key, length, seed);
+}
+
+bool store_expired(int64_t expires, int64_t now)
+{
+    return expires <= now;
+}

@@ -1,0 +1,61 @@
+#include "value.h"
+
+#include "clock.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+static _Atomic uint64_t total;
+static _Atomic uint64_t limit = UINT64_MAX;
+
+void value_set_limit(uint64_t bytes)
+{
+    atomic_store_explicit(&limit, bytes, memory_order_relaxed);
+}
+
+uint64_t value_total(void)
+{
+    return atomic_load_explicit(&total, memory_order_relaxed);
+}
+
+struct value *value_new(const uint8_t *key, size_t key_length, uint32_t length)
+{
+    uint64_t cost = sizeof(struct value) + key_length + length;
+    uint64_t before = atomic_fetch_add_explicit(&total, cost, memory_order_relaxed);
+    if (before + cost > atomic_load_explicit(&limit, memory_order_relaxed)) {
+        atomic_fetch_sub_explicit(&total, cost, memory_order_relaxed);
+        errno = ENOBUFS;
+        return NULL;
+    }
+    struct value *value = malloc(cost);
+    if (value == NULL) {
+        atomic_fetch_sub_explicit(&total, cost, memory_order_relaxed);
+        return NULL;
+    }
+    atomic_init(&value->references, 1);
+    atomic_init(&value->used, 0);
+    value->flags = 0;
+    value->length = length;
+    value->key_length = (uint16_t)key_length;
+    value->expires = CLOCK_NEVER;
+    value->hash = 0;
+    value->next = NULL;
+    memcpy(value->data, key, key_length);
+    return value;
+}
+
+struct value *value_ref(struct value *value)
+{
+    atomic_fetch_add_explicit(&value->references, 1, memory_order_relaxed);
+    return value;
+}
+
+void value_unref(struct value *value)
+{
+    if (value == NULL ||
+        atomic_fetch_sub_explicit(&value->references, 1, memory_order_acq_rel) != 1)
+        return;
+    atomic_fetch_sub_explicit(&total, value_cost(value), memory_order_relaxed);
+    free(value);
+}
