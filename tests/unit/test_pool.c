@@ -258,6 +258,22 @@ START_TEST(idle_sleeps_until_the_next_task)
 }
 END_TEST
 
+/* Two tasks that are queued again each time they finish. */
+struct load {
+    struct job job;
+    struct pool *pool;
+    int64_t until;
+};
+
+static void submit_again(struct pool_task *task)
+{
+    struct load *load = container_of(container_of(task, struct job, task), struct load, job);
+    if (clock_now() < load->until)
+        pool_submit(load->pool, task);
+    else
+        job_finished(task);
+}
+
 /* Tasks come without a pause; upkeep that is due must not starve. */
 START_TEST(idle_gets_its_turn_under_load)
 {
@@ -265,16 +281,17 @@ START_TEST(idle_gets_its_turn_under_load)
     struct record log = {.lock = PTHREAD_MUTEX_INITIALIZER};
     struct idler idler = {.record = &log, .waits = {0, 0, 0, 0}};
     struct pool_hooks hooks = {.arg = &idler, .idle = idle};
-    struct job jobs[2] = {{.name = 'a'}, {.name = 'b'}};
     struct loop *loop = loop_new(0);
     struct pool *pool = pool_new("test", 1, &hooks);
-    int64_t until = clock_now() + 1000;
-    start_job(pool, loop, &jobs[0], &all);
-    start_job(pool, loop, &jobs[1], &all);
-    for (int done = 0; clock_now() < until; done++) {
-        step_until(loop, &all, done + 1);
-        start_job(pool, loop, &jobs[jobs[0].finished > jobs[1].finished], &all);
+    struct load loads[2];
+    for (int i = 0; i < 2; i++) {
+        loads[i] = (struct load){.pool = pool, .until = clock_now() + 1000};
+        loads[i].job.all = &all;
+        loads[i].job.task =
+            (struct pool_task){.loop = loop, .run = run_job, .finished = submit_again};
+        pool_submit(pool, &loads[i].job.task);
     }
+    step_until(loop, &all, 2);
     int calls = atomic_load(&idler.calls);
     pool_free(pool);
     loop_free(loop);
