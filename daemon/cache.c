@@ -60,6 +60,7 @@ static void finish(struct cache_session *session, enum store_status status)
 static void store_done(struct store_call *call)
 {
     struct cache_session *session = container_of(call, struct cache_session, call);
+    session->asking = false;
     enum store_status status = session->next(session);
     if (status != STORE_PENDING)
         finish(session, status);
@@ -71,9 +72,8 @@ static enum store_status ask(struct cache_session *session, enum store_op op,
 {
     session->call.op = op;
     session->next = next;
-    if (store_submit(session->cache->store, &session->call) == STORE_PENDING)
-        return STORE_PENDING;
-    return next(session);
+    session->asking = store_submit(session->cache->store, &session->call) == STORE_PENDING;
+    return session->asking ? STORE_PENDING : next(session);
 }
 
 static enum store_status as_it_is(struct cache_session *session)
@@ -156,10 +156,13 @@ void cache_session_start(struct cache_session *session, struct cache *cache, str
                          void (*done)(struct cache_session *session))
 {
     session->cache = cache;
-    session->call = (struct store_call){.loop = loop, .done = store_done};
+    memset(&session->call, 0, sizeof(session->call));
+    session->call.loop = loop;
+    session->call.done = store_done;
     session->published = NULL;
     session->lease_seconds = 0;
     session->leased = false;
+    session->asking = false;
     session->done = done;
     session->prefix_length = 0;
     lease_session_start(&session->lease, cache->leases, loop, waited);
@@ -167,7 +170,16 @@ void cache_session_start(struct cache_session *session, struct cache *cache, str
 
 bool cache_session_end(struct cache_session *session)
 {
-    return lease_session_end(&session->lease);
+    session->lease_seconds = 0; /* a GET under way must not ask for one any more */
+    return lease_session_end(&session->lease) && !session->asking;
+}
+
+void cache_session_abandon(struct cache_session *session)
+{
+    lease_session_end(&session->lease);
+    value_unref(session->lease.value);
+    value_unref(session->call.value);
+    value_unref(session->published);
 }
 
 bool cache_session_busy(struct cache_session *session)
@@ -238,7 +250,8 @@ enum store_status cache_put(struct cache_session *session, struct value *value, 
 static enum store_status was_deleted(struct cache_session *session)
 {
     const struct store_call *call = &session->call;
-    lease_pass_on(session->cache->leases, call->key, call->key_length, call->hash);
+    if (call->status != STORE_FAILED)
+        lease_pass_on(session->cache->leases, call->key, call->key_length, call->hash);
     return call->status;
 }
 

@@ -27,6 +27,7 @@ struct cache_session {
     struct lease_session lease;
     enum store_status (*next)(
         struct cache_session *session); /* what to do with the store's answer */
+    bool asking;                        /* the store has not answered yet */
     struct value *published;            /* a PUT's value, kept for those who wait for it */
     uint32_t lease_seconds;             /* of the GET under way */
     bool leased; /* GET's result: STORE_MISS, and the session is to compute */
@@ -50,6 +51,9 @@ void cache_session_start(struct cache_session *session, struct cache *cache, str
  * is done with. false: a call is pending; done() will still be called, and then this again.
  */
 bool cache_session_end(struct cache_session *session);
+
+/* Frees what it holds although done() has not come: its loop has ended, the store is closed. */
+void cache_session_abandon(struct cache_session *session);
 
 /* Whether the session holds a lease or waits for one. */
 bool cache_session_busy(struct cache_session *session);

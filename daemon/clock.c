@@ -2,6 +2,9 @@
 
 #include <time.h>
 
+/* Some 140,000 years: sums with it don't overflow. */
+#define CLOCK_LONGEST (INT64_C(1) << 52)
+
 /* What to add to the monotonic clock to get the wall clock's milliseconds; set once at start. */
 static int64_t wall_offset;
 
@@ -42,7 +45,9 @@ int64_t clock_from_wall(int64_t wall, int64_t ttl)
     if (wall == CLOCK_NEVER)
         return CLOCK_NEVER;
     int64_t now = clock_now();
-    int64_t latest = ttl < CLOCK_NEVER - now ? now + ttl : CLOCK_NEVER - 1;
-    /* Compared on the wall's side, where no stored number can overflow. */
+    /* What was stored may be any number. */
+    if (wall < 0 || ttl < 0)
+        return now;
+    int64_t latest = now + (ttl < CLOCK_LONGEST ? ttl : CLOCK_LONGEST);
     return wall < latest + wall_offset ? wall - wall_offset : latest;
 }

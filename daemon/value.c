@@ -3,6 +3,7 @@
 #include "clock.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,12 +20,23 @@ uint64_t value_total(void)
     return atomic_load_explicit(&total, memory_order_relaxed);
 }
 
+/* A refused one must not stand in the sum even for a moment, where it would make others fail. */
+static bool take_bytes(uint64_t cost)
+{
+    uint64_t most = atomic_load_explicit(&limit, memory_order_relaxed);
+    uint64_t before = atomic_load_explicit(&total, memory_order_relaxed);
+    do {
+        if (cost > most || before > most - cost)
+            return false;
+    } while (!atomic_compare_exchange_weak_explicit(&total, &before, before + cost,
+                                                    memory_order_relaxed, memory_order_relaxed));
+    return true;
+}
+
 struct value *value_new(const uint8_t *key, size_t key_length, uint32_t length)
 {
     uint64_t cost = sizeof(struct value) + key_length + length;
-    uint64_t before = atomic_fetch_add_explicit(&total, cost, memory_order_relaxed);
-    if (before + cost > atomic_load_explicit(&limit, memory_order_relaxed)) {
-        atomic_fetch_sub_explicit(&total, cost, memory_order_relaxed);
+    if (!take_bytes(cost)) {
         errno = ENOBUFS;
         return NULL;
     }

@@ -28,16 +28,17 @@ struct value {
     uint8_t data[]; /* the key, then the bytes */
 };
 
-/* Bytes that all live values may hold together, with their headers; UINT64_MAX: no bound. Any thread. */
+/* Bytes that all live values may hold together, with their headers; UINT64_MAX: no bound. Any
+ * thread. */
 void value_set_limit(uint64_t bytes);
 
 /* Bytes that all live values hold. Any thread. */
 uint64_t value_total(void);
 
 /*
- * A new value with one reference, its key copied in, length bytes to be filled by the caller through
- * value_bytes(), no flags and no end. NULL with errno ENOBUFS where the limit is reached (the
- * caller answers ERROR busy) or ENOMEM. Any thread.
+ * A new value with one reference, its key copied in, length bytes to be filled by the caller
+ * through value_bytes(), no flags and no end. NULL with errno ENOBUFS where the limit is reached
+ * (the caller answers ERROR busy) or ENOMEM. Any thread.
  */
 struct value *value_new(const uint8_t *key, size_t key_length, uint32_t length);
 

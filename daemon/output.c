@@ -1,0 +1,155 @@
+#include "output.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+enum {
+    OUTPUT_TEXT_FIRST = 1024,
+    OUTPUT_PIECES_FIRST = 8,
+    OUTPUT_IOVECS = 64,
+    /* A piece of its own costs the kernel more than copying these few bytes costs us. */
+    OUTPUT_COPY_MAX = 256,
+    OUTPUT_WRITES = 8 /* in a row, then others get a turn */
+};
+
+char *output_room(struct output *output, size_t size)
+{
+    size_t wanted = output->text_used + size;
+    if (wanted > output->text_size) {
+        size_t larger = output->text_size > 0 ? output->text_size : OUTPUT_TEXT_FIRST;
+        while (larger < wanted)
+            larger *= 2;
+        char *text = larger <= UINT32_MAX ? realloc(output->text, larger) : NULL;
+        if (text == NULL)
+            return NULL;
+        output->text = text;
+        output->text_size = (uint32_t)larger;
+    }
+    return output->text + output->text_used;
+}
+
+static struct output_piece *new_piece(struct output *output)
+{
+    if (output->first + output->count == output->size) {
+        unsigned size = output->size > 0 ? output->size * 2 : OUTPUT_PIECES_FIRST;
+        struct output_piece *pieces = realloc(output->pieces, size * sizeof(*pieces));
+        if (pieces == NULL)
+            return NULL;
+        output->pieces = pieces;
+        output->size = size;
+    }
+    return &output->pieces[output->first + output->count++];
+}
+
+static struct output_piece *last_piece(struct output *output)
+{
+    return output->count > 0 ? &output->pieces[output->first + output->count - 1] : NULL;
+}
+
+bool output_line(struct output *output, size_t length)
+{
+    struct output_piece *last = last_piece(output);
+    if (last != NULL && last->value == NULL) {
+        last->length += (uint32_t)length;
+    } else {
+        last = new_piece(output);
+        if (last == NULL)
+            return false;
+        *last = (struct output_piece){.offset = output->text_used, .length = (uint32_t)length};
+    }
+    output->text_used += (uint32_t)length;
+    output->bytes += length;
+    return true;
+}
+
+static bool copy_value(struct output *output, struct value *value)
+{
+    char *room = output_room(output, value->length + 1u);
+    if (room == NULL)
+        return false;
+    memcpy(room, value_bytes(value), value->length);
+    room[value->length] = '\n';
+    return output_line(output, value->length + 1u);
+}
+
+static bool refer_to_value(struct output *output, struct value *value)
+{
+    struct output_piece *piece = new_piece(output);
+    if (piece == NULL)
+        return false;
+    *piece = (struct output_piece){.value = value_ref(value), .length = value->length};
+    output->bytes += value->length;
+    char *room = output_room(output, 1);
+    if (room == NULL)
+        return false;
+    *room = '\n';
+    return output_line(output, 1);
+}
+
+bool output_value(struct output *output, struct value *value)
+{
+    bool ok = value->length <= OUTPUT_COPY_MAX ? copy_value(output, value)
+                                               : refer_to_value(output, value);
+    value_unref(value);
+    return ok;
+}
+
+static int gather(const struct output *output, struct iovec *iov)
+{
+    int count = 0;
+    for (; count < OUTPUT_IOVECS && (unsigned)count < output->count; count++) {
+        const struct output_piece *piece = &output->pieces[output->first + (unsigned)count];
+        char *base = piece->value != NULL ? (char *)value_bytes(piece->value) : output->text;
+        iov[count] = (struct iovec){.iov_base = base + piece->offset, .iov_len = piece->length};
+    }
+    return count;
+}
+
+static void sent(struct output *output, size_t bytes)
+{
+    output->bytes -= bytes;
+    while (output->count > 0) {
+        struct output_piece *piece = &output->pieces[output->first];
+        if (bytes < piece->length) {
+            piece->offset += (uint32_t)bytes;
+            piece->length -= (uint32_t)bytes;
+            return;
+        }
+        bytes -= piece->length;
+        value_unref(piece->value);
+        output->first++;
+        output->count--;
+    }
+    output->first = 0;
+    output->text_used = 0;
+}
+
+enum output_result output_flush(struct output *output, int fd)
+{
+    struct iovec iov[OUTPUT_IOVECS];
+    for (int writes = 0; output->count > 0; writes++) {
+        struct msghdr message = {.msg_iov = iov, .msg_iovlen = (size_t)gather(output, iov)};
+        if (writes == OUTPUT_WRITES)
+            return OUTPUT_BLOCKED;
+        ssize_t got = sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (got >= 0)
+            sent(output, (size_t)got);
+        else if (errno == EAGAIN || errno == EWOULDBLOCK)
+            return OUTPUT_BLOCKED;
+        else if (errno != EINTR)
+            return OUTPUT_FAILED;
+    }
+    return OUTPUT_EMPTY;
+}
+
+void output_clear(struct output *output)
+{
+    for (unsigned i = 0; i < output->count; i++)
+        value_unref(output->pieces[output->first + i].value);
+    free(output->text);
+    free(output->pieces);
+    *output = (struct output){0};
+}

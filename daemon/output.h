@@ -1,0 +1,46 @@
+/*
+ * Replies on their way to one client: lines, and values that are sent from where they lie, written
+ * together with as few calls as the socket takes. One thread's.
+ */
+#ifndef LIARA_OUTPUT_H
+#define LIARA_OUTPUT_H
+
+#include "value.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+
+struct output_piece {
+    struct value *value; /* NULL: bytes of text */
+    uint32_t offset;     /* into text, or into the value's bytes */
+    uint32_t length;     /* what is still to be sent */
+};
+
+struct output {
+    char *text;
+    uint32_t text_used, text_size;
+    struct output_piece *pieces;
+    unsigned first, count, size;
+    uint64_t bytes; /* to be sent in all */
+};
+
+enum output_result { OUTPUT_EMPTY, OUTPUT_BLOCKED, OUTPUT_FAILED };
+
+/* Room for a line of at most size bytes, to be written by the caller and then taken by
+ * output_line(); NULL where memory is short. */
+char *output_room(struct output *output, size_t size);
+
+/* Takes length bytes of the room. false where memory is short: the stream is lost. */
+bool output_line(struct output *output, size_t length);
+
+/* Adds the value's bytes and an LF, and takes the reference, whatever it returns. As output_line().
+ */
+bool output_value(struct output *output, struct value *value);
+
+/* Sends what the socket takes. OUTPUT_BLOCKED: more is left. OUTPUT_FAILED: errno says why. */
+enum output_result output_flush(struct output *output, int fd);
+
+/* Frees what it holds; it is empty and can be used again. */
+void output_clear(struct output *output);
+
+#endif
