@@ -34,39 +34,29 @@ struct field_rule {
     size_t present; /* of a bool that says whether there is one; 0: it is there unless it is 0 */
 };
 
-#define BARE(NAME, TYPE, MEMBER)                                                                   \
-    {                                                                                              \
-        .name = NAME, .name_length = sizeof(NAME) - 1, .type = TYPE_BARE,                          \
-        .offset = offsetof(TYPE, MEMBER)                                                           \
-    }
-#define NUMBER(NAME, BITS, MIN, MAX, TYPE, MEMBER)                                                 \
-    {                                                                                              \
-        .name = NAME, .name_length = sizeof(NAME) - 1, .type = TYPE_U##BITS, .min = MIN,           \
-        .max = MAX, .offset = offsetof(TYPE, MEMBER)                                               \
-    }
+#define RULE(NAME, TYPE, MESSAGE, MEMBER)                                                          \
+    .name = NAME, .name_length = sizeof(NAME) - 1, .type = TYPE, .offset = offsetof(MESSAGE, MEMBER)
+#define REQUEST(NAME, TYPE, MEMBER) RULE(NAME, TYPE, struct request, MEMBER)
+#define REPLY(NAME, TYPE, MEMBER)   RULE(NAME, TYPE, struct reply, MEMBER)
 
 static const struct field_rule request_fields[FIELD_COUNT] = {
-    [FIELD_LENGTH] = NUMBER("length", 64, 0, VALUE_BYTES_MAX, struct request, length),
-    [FIELD_LEASE] = NUMBER("lease", 32, 1, UINT32_MAX, struct request, lease),
-    [FIELD_FLAGS] = NUMBER("flags", 32, 0, UINT32_MAX, struct request, flags),
-    [FIELD_TTL] = NUMBER("ttl", 32, 1, UINT32_MAX, struct request, ttl),
-    [FIELD_OVERWRITE] = BARE("overwrite", struct request, overwrite),
-    [FIELD_FD] = BARE("fd", struct request, fd),
+    [FIELD_LENGTH] = {REQUEST("length", TYPE_U64, length), .max = VALUE_BYTES_MAX},
+    [FIELD_LEASE] = {REQUEST("lease", TYPE_U32, lease), .min = 1, .max = UINT32_MAX},
+    [FIELD_FLAGS] = {REQUEST("flags", TYPE_U32, flags), .max = UINT32_MAX},
+    [FIELD_TTL] = {REQUEST("ttl", TYPE_U32, ttl), .min = 1, .max = UINT32_MAX},
+    [FIELD_OVERWRITE] = {REQUEST("overwrite", TYPE_BARE, overwrite)},
+    [FIELD_FD] = {REQUEST("fd", TYPE_BARE, fd)},
 };
 
 static const struct field_rule reply_fields[FIELD_COUNT] = {
-    [FIELD_LENGTH] = NUMBER("length", 64, 0, VALUE_BYTES_MAX, struct reply, length),
-    [FIELD_OFFSET] = NUMBER("offset", 64, 0, UINT64_MAX, struct reply, offset),
-    [FIELD_LEASE] = BARE("lease", struct reply, lease),
-    [FIELD_FLAGS] = NUMBER("flags", 32, 0, UINT32_MAX, struct reply, flags),
-    [FIELD_TTL] = NUMBER("ttl", 32, 1, UINT32_MAX, struct reply, ttl),
-    [FIELD_ENTRIES] = {.name = "entries",
-                       .name_length = 7,
-                       .type = TYPE_U64,
-                       .max = UINT64_MAX,
-                       .offset = offsetof(struct reply, entries),
+    [FIELD_LENGTH] = {REPLY("length", TYPE_U64, length), .max = VALUE_BYTES_MAX},
+    [FIELD_OFFSET] = {REPLY("offset", TYPE_U64, offset), .max = UINT64_MAX},
+    [FIELD_LEASE] = {REPLY("lease", TYPE_BARE, lease)},
+    [FIELD_FLAGS] = {REPLY("flags", TYPE_U32, flags), .max = UINT32_MAX},
+    [FIELD_TTL] = {REPLY("ttl", TYPE_U32, ttl), .min = 1, .max = UINT32_MAX},
+    [FIELD_ENTRIES] = {REPLY("entries", TYPE_U64, entries), .max = UINT64_MAX,
                        .present = offsetof(struct reply, has_entries)},
-    [FIELD_VOLATILE] = BARE("volatile", struct reply, is_volatile),
+    [FIELD_VOLATILE] = {REPLY("volatile", TYPE_BARE, is_volatile)},
 };
 
 enum key_rule { KEY_NONE, KEY_OPTIONAL, KEY_REQUIRED };
@@ -266,10 +256,11 @@ static enum field find_option(const struct reader *line, struct word word, struc
 static enum fault read_option(struct reader *line, void *message, unsigned *seen)
 {
     struct word digits;
-    line->word = next_word(line);
-    if (line->word.length == 0)
+    struct word word = next_word(line);
+    if (word.length == 0)
         return FAULT_EMPTY;
-    enum field option = find_option(line, line->word, &digits);
+    line->word = word;
+    enum field option = find_option(line, word, &digits);
     if (option == FIELD_COUNT)
         return FAULT_UNKNOWN;
     if (*seen & BIT(option))
@@ -292,10 +283,13 @@ static enum fault read_fields(struct reader *line, void *message)
     if (line->form->required & BIT(FIELD_LENGTH)) {
         if (!more_words(line))
             return FAULT_MISSING;
-        line->word = next_word(line);
-        enum fault fault = read_value(line, message, &line->fields[FIELD_LENGTH], line->word);
+        struct word word = next_word(line);
+        if (word.length == 0)
+            return FAULT_EMPTY;
+        line->word = word;
+        enum fault fault = read_value(line, message, &line->fields[FIELD_LENGTH], word);
         if (fault != FAULT_NONE)
-            return line->word.length == 0 ? FAULT_EMPTY : fault;
+            return fault;
         seen = BIT(FIELD_LENGTH);
     }
     while (more_words(line)) {
@@ -439,63 +433,47 @@ static enum fault read_request(struct reader *line, struct request *request)
 }
 
 /* The beginning of a word, written as a key is, so that no byte of it is echoed raw. */
-static const char *quote(char out[3 * QUOTE_BYTES_MAX + 1], struct word word)
+static void quote(char out[3 * QUOTE_BYTES_MAX + 1], struct word word)
 {
     size_t length = word.length < QUOTE_BYTES_MAX ? word.length : QUOTE_BYTES_MAX;
     out[line_encode_key(out, 3 * QUOTE_BYTES_MAX, (const uint8_t *)word.at, length)] = '\0';
-    return out;
+}
+
+/* What is said of a fault, before the word where it was found. */
+static const char *complaint(enum fault fault)
+{
+    static const char *const complaints[] = {
+        [FAULT_EMPTY] = "a double space, or one at the end, after",
+        [FAULT_NO_KEY] = "a key is missing after",
+        [FAULT_MISSING] = "a length is missing after",
+        [FAULT_UNKNOWN] = "unknown word",
+        [FAULT_REPEATED] = "repeated option",
+        [FAULT_BARE] = "this option takes no value:",
+    };
+    return complaints[fault];
 }
 
 /* Says what was wrong, and what would be right. */
 static void explain(struct reply *error, enum fault fault, const struct reader *line)
 {
     char word[3 * QUOTE_BYTES_MAX + 1];
-    const char *usage = line->form != NULL ? line->form->usage : "";
-    switch (fault) {
-    case FAULT_NONE:
-    case FAULT_VERB:
-        if (line->word.length == 0)
-            message_error(error, ERROR_SYNTAX, "a line begins with a verb; HELP lists them");
-        else
-            message_error(error, ERROR_SYNTAX, "unknown verb %s; HELP lists them, in capitals",
-                          quote(word, line->word));
-        return;
-    case FAULT_EMPTY:
-        message_error(error, ERROR_SYNTAX, "an empty word: single spaces go between words, in %s",
-                      usage);
-        return;
-    case FAULT_NO_KEY:
-        message_error(error, ERROR_SYNTAX, "a key is missing: %s", usage);
-        return;
-    case FAULT_KEY_BYTE:
-        message_error(
-            error, ERROR_SYNTAX,
-            "a byte of the key that is not 0x21-0x7E, or is %%, is to be written as %%XX");
-        return;
-    case FAULT_KEY_LONG:
+    quote(word, line->word);
+    if (fault == FAULT_VERB && line->word.length == 0)
+        message_error(error, ERROR_SYNTAX, "a line begins with a verb; HELP lists them");
+    else if (fault == FAULT_VERB)
+        message_error(error, ERROR_SYNTAX, "unknown verb %s; HELP lists them, in capitals", word);
+    else if (fault == FAULT_KEY_LONG)
         message_error(error, ERROR_TOO_LARGE, "a key is at most %d bytes", MESSAGE_KEY_MAX);
-        return;
-    case FAULT_MISSING:
-        message_error(error, ERROR_SYNTAX, "a length is missing: %s", usage);
-        return;
-    case FAULT_UNKNOWN:
-        message_error(error, ERROR_SYNTAX, "%s is not known here: %s", quote(word, line->word),
-                      usage);
-        return;
-    case FAULT_REPEATED:
-        message_error(error, ERROR_SYNTAX, "%s repeats an option: %s", quote(word, line->word),
-                      usage);
-        return;
-    case FAULT_BARE:
-        message_error(error, ERROR_SYNTAX, "%s: this option takes no value: %s",
-                      quote(word, line->word), usage);
-        return;
-    case FAULT_NUMBER:
-        message_error(error, ERROR_SYNTAX, "%s: %s is to be a number in digits, %llu to %llu",
-                      quote(word, line->word), line->field->name,
-                      (unsigned long long)line->field->min, (unsigned long long)line->field->max);
-        return;
-    }
+    else if (fault == FAULT_KEY_BYTE)
+        message_error(error, ERROR_SYNTAX,
+                      "in a key, %% and all bytes outside 0x21-0x7E are written %%XX");
+    else if (fault == FAULT_NUMBER)
+        message_error(error, ERROR_SYNTAX, "%s where %s is to be a number from %llu to %llu", word,
+                      line->field->name, (unsigned long long)line->field->min,
+                      (unsigned long long)line->field->max);
+    else
+        message_error(error, ERROR_SYNTAX, "%s %s; usage: %s", complaint(fault), word,
+                      line->form->usage);
 }
 
 /*
