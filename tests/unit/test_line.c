@@ -1,9 +1,8 @@
 /* The line protocol: what PROTOCOL.md says of lines, their limits and their errors. */
 #include "../../proto/line.h"
+#include "suite.h"
 
-#include <check.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define STRING(text) (text), sizeof(text) - 1
@@ -1041,9 +1040,9 @@ START_TEST(help)
 }
 END_TEST
 
-static TCase *request_tests(void)
+static void request_tests(Suite *suite)
 {
-    TCase *tests = tcase_create("requests");
+    TCase *tests = suite_case(suite, "requests", TIMEOUT_SECONDS);
     tcase_add_test(tests, good_requests);
     tcase_add_test(tests, bad_requests);
     tcase_add_test(tests, requests_cut_anywhere);
@@ -1057,21 +1056,19 @@ static TCase *request_tests(void)
     tcase_add_test(tests, a_carriage_return_counts);
     tcase_add_test(tests, keys_of_the_greatest_length);
     tcase_add_test(tests, a_key_too_long_loses_no_step);
-    return tests;
 }
 
-static TCase *key_tests(void)
+static void key_tests(Suite *suite)
 {
-    TCase *tests = tcase_create("keys");
+    TCase *tests = suite_case(suite, "keys", TIMEOUT_SECONDS);
     tcase_add_test(tests, each_byte_of_a_key);
     tcase_add_test(tests, a_key_of_all_bytes);
     tcase_add_test(tests, keys_of_no_bytes);
-    return tests;
 }
 
-static TCase *message_tests(void)
+static void message_tests(Suite *suite)
 {
-    TCase *tests = tcase_create("messages");
+    TCase *tests = suite_case(suite, "messages", TIMEOUT_SECONDS);
     tcase_add_test(tests, replies);
     tcase_add_test(tests, what_is_no_reply);
     tcase_add_test(tests, a_long_error_text_is_cut);
@@ -1084,20 +1081,13 @@ static TCase *message_tests(void)
     tcase_add_test(tests, errors_are_made_clean);
     tcase_add_test(tests, names);
     tcase_add_test(tests, help);
-    return tests;
 }
 
 int main(void)
 {
     Suite *suite = suite_create("line");
-    TCase *cases[] = {request_tests(), key_tests(), message_tests()};
-    for (size_t i = 0; i < ROWS(cases); i++) {
-        tcase_set_timeout(cases[i], TIMEOUT_SECONDS);
-        suite_add_tcase(suite, cases[i]);
-    }
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? 0 : 1;
+    request_tests(suite);
+    key_tests(suite);
+    message_tests(suite);
+    return suite_run(suite);
 }
