@@ -1,131 +1,80 @@
 #include "config.h"
 
+#include "config_file.h"
+#include "config_place.h"
+#include "option.h"
 #include "store/store.h"
 
-#include <ctype.h>
 #include <errno.h>
-#include <ini.h>
-#include <pwd.h>
 #include <sched.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/un.h>
-#include <unistd.h>
-
-#define SYSTEM_FILE   "/etc/liara-cached.conf"
-#define FILE_MAX      (1024 * 1024)
-#define LINE_MAX_SIZE 4608 /* a path of PATH_MAX bytes and its key */
-#define PIECE_MAX     180  /* of a line, as libinih takes it: it was built for lines of 200 bytes */
-#define PIECE_MIN     90
-#define NAME_MAX_SIZE 64
-#define COMPLAINTS    100 /* after which a file is not read any further */
 
 #define K          ((uint64_t)1024)
 #define M          (1024 * K)
 #define G          (1024 * M)
 #define T          (1024 * G)
-#define SECOND     ((uint64_t)1000)
-#define DAY        (24 * 3600 * SECOND)
+#define DAY        ((uint64_t)24 * 3600 * 1000)
 #define YEAR       (365 * DAY)
 #define SOCKET_MAX (sizeof(((struct sockaddr_un *)0)->sun_path) - 1)
 
-enum kind { SIZE, COUNT, DURATION, MODE, LEVEL, BACKEND, TEXT, PATH, READABLE };
-
-/* Computes a default that depends on who runs the daemon; *note says from what. False: none known.
- */
-typedef bool computed_default(char *out, size_t size, const char **note);
-
-static computed_default default_socket, default_socket_mode, default_directory;
-
-/* Numbers are bounded by min and max, text by its length in bytes. */
-struct option {
-    const char *name;
-    enum kind kind;
-    size_t offset;
-    const char *fallback;      /* the default as a file would have it */
-    computed_default *compute; /* or where it comes from; fallback is then what --help shows */
-    uint64_t min, max;
-    bool live; /* may change while the daemon runs */
-    const char *help;
-};
+enum { COMPLAINTS = 100 }; /* after which a file is not read any further */
 
 #define AT(field) offsetof(struct config, field)
 
+/* name, kind, field, least, most, may change while running, default, what computes it, help */
 static const struct option options[] = {
-    {"socket", PATH, AT(socket), "$XDG_RUNTIME_DIR/liara-cached/socket", default_socket, 1,
-     SOCKET_MAX, false, "where clients connect"},
-    {"socket-mode", MODE, AT(socket_mode), "0600, the system's 0660", default_socket_mode, 0, 0777,
-     false, "permissions of the socket, octal"},
-    {"backend", BACKEND, AT(backend), "sqlite", NULL, 1, 32, false, "where values are kept"},
-    {"directory", PATH, AT(directory), "$XDG_CACHE_HOME/liara-cached", default_directory, 1, 4000,
-     false, "of the backends that keep files"},
-    {"max-size", SIZE, AT(max_size), "5G", NULL, 4 * K, 1024 * T, true,
+    {"socket", OPTION_SOCKET, AT(socket), 1, SOCKET_MAX, false,
+     "$XDG_RUNTIME_DIR/liara-cached/socket", config_place_socket, "where clients connect"},
+    {"socket-mode", OPTION_MODE, AT(socket_mode), 0, 0777, false, "0600, the system's 0660",
+     config_place_socket_mode, "permissions of the socket, octal"},
+    {"backend", OPTION_BACKEND, AT(backend), 1, 32, false, "sqlite", NULL, "where values are kept"},
+    {"directory", OPTION_PATH, AT(directory), 1, OPTION_PATH_MAX, false,
+     "$XDG_CACHE_HOME/liara-cached", config_place_directory, "of the backends that keep files"},
+    {"max-size", OPTION_SIZE, AT(max_size), 4 * K, 1024 * T, true, "5G", NULL,
      "bytes in the store; the backend makes room beyond them"},
-    {"max-value-size", SIZE, AT(max_value_size), "512M", NULL, 1, 4095 * M, true,
+    {"max-value-size", OPTION_SIZE, AT(max_value_size), 1, 4095 * M, true, "512M", NULL,
      "bytes of one value"},
-    {"max-inflight", SIZE, AT(max_inflight), "2G", NULL, 64 * K, 1024 * T, true,
+    {"max-inflight", OPTION_SIZE, AT(max_inflight), 64 * K, 1024 * T, true, "2G", NULL,
      "bytes of values in memory on their way, all connections together"},
-    {"max-inflight-per-connection", SIZE, AT(max_inflight_per_connection), "0", NULL, 0, 1024 * T,
-     true, "the same of one connection; 0: as max-value-size"},
-    {"max-unread", SIZE, AT(max_unread), "1M", NULL, 1 * K, 4 * G, true,
+    {"max-inflight-per-connection", OPTION_SIZE, AT(max_inflight_per_connection), 0, 1024 * T, true,
+     "0", NULL, "the same of one connection; 0: as max-value-size"},
+    {"max-unread", OPTION_SIZE, AT(max_unread), 1 * K, 4 * G, true, "1M", NULL,
      "reply bytes a client may leave unread before its next request waits"},
-    {"workers", COUNT, AT(workers), "0", NULL, 0, 64, false,
+    {"workers", OPTION_NUMBER, AT(workers), 0, 64, false, "0", NULL,
      "threads that serve connections; 0: as many as processors, at most 4"},
-    {"max-connections", COUNT, AT(max_connections), "4096", NULL, 1, 1000000, true,
+    {"max-connections", OPTION_NUMBER, AT(max_connections), 1, 1000000, true, "4096", NULL,
      "clients at the same time"},
-    {"max-leases", COUNT, AT(max_leases), "1024", NULL, 1, 1000000, true,
+    {"max-leases", OPTION_NUMBER, AT(max_leases), 1, 1000000, true, "1024", NULL,
      "leases that one connection may hold"},
-    {"idle-timeout", DURATION, AT(idle_timeout), "10m", NULL, 0, 10 * YEAR, true,
+    {"idle-timeout", OPTION_TIME, AT(idle_timeout), 0, 10 * YEAR, true, "10m", NULL,
      "how long a connection may ask nothing; 0: for ever"},
-    {"request-timeout", DURATION, AT(request_timeout), "30s", NULL, 0, 10 * YEAR, true,
+    {"request-timeout", OPTION_TIME, AT(request_timeout), 0, 10 * YEAR, true, "30s", NULL,
      "how long a client may pause inside a request or reply; 0: for ever"},
-    {"stop-timeout", DURATION, AT(stop_timeout), "5s", NULL, 1, DAY, true,
+    {"stop-timeout", OPTION_TIME, AT(stop_timeout), 1, DAY, false, "5s", NULL,
      "how long pending requests may take when the daemon stops"},
-    {"log-level", LEVEL, AT(log_level), "info", NULL, 0, 0, true, "error, warning, info or debug"},
-    {"redis-host", TEXT, AT(redis_host), "127.0.0.1", NULL, 1, 255, false,
+    {"log-level", OPTION_LEVEL, AT(log_level), 0, UINT64_MAX, true, "info", NULL,
+     "error, warning, info or debug"},
+    {"redis-host", OPTION_TEXT, AT(redis_host), 1, 255, false, "127.0.0.1", NULL,
      "the Redis server's name or address"},
-    {"redis-port", COUNT, AT(redis_port), "6379", NULL, 1, 65535, false, "its port"},
-    {"redis-socket", PATH, AT(redis_socket), "", NULL, 0, SOCKET_MAX, false,
+    {"redis-port", OPTION_NUMBER, AT(redis_port), 1, 65535, false, "6379", NULL, "its port"},
+    {"redis-socket", OPTION_SOCKET, AT(redis_socket), 0, SOCKET_MAX, false, "", NULL,
      "its Unix socket; used instead of host and port"},
-    {"redis-database", COUNT, AT(redis_database), "0", NULL, 0, INT32_MAX, false,
+    {"redis-database", OPTION_NUMBER, AT(redis_database), 0, INT32_MAX, false, "0", NULL,
      "the number of its database"},
-    {"redis-password-file", READABLE, AT(redis_password_file), "", NULL, 0, 4000, false,
-     "a file whose first line is its password"},
-    {"redis-prefix", TEXT, AT(redis_prefix), "liara/", NULL, 0, 255, false,
+    {"redis-password-file", OPTION_READABLE, AT(redis_password_file), 0, OPTION_PATH_MAX, false, "",
+     NULL, "a file whose first line is its password"},
+    {"redis-prefix", OPTION_TEXT, AT(redis_prefix), 0, 255, false, "liara/", NULL,
      "what all keys in it begin with"},
-    {"redis-expiration", DURATION, AT(redis_expiration), "1h", NULL, 0, 10 * YEAR, false,
+    {"redis-expiration", OPTION_TIME, AT(redis_expiration), 0, 10 * YEAR, false, "1h", NULL,
      "life of an entry that has none of its own; 0: for ever"},
 };
 
-#define OPTIONS (sizeof(options) / sizeof(options[0]))
+enum { OPTIONS = sizeof(options) / sizeof(options[0]) };
 
-/* What a value of each kind is called, how it is to be written, and how --help names it. */
-static const struct {
-    const char *name, *advice, *argument;
-} kinds[] = {
-    [SIZE] = {"a size", "write bytes with an optional K, M, G or T, as 5G", "SIZE"},
-    [COUNT] = {"a number", "write decimal digits alone, as 1024", "NUMBER"},
-    [DURATION] = {"a time", "write seconds, or a number with ms, s, m, h or d, as 10m", "TIME"},
-    [MODE] = {"a mode", "write three or four octal digits, as 0660", "MODE"},
-    [LEVEL] = {"a level", "write error, warning, info or debug", "LEVEL"},
-    [BACKEND] = {"a backend", NULL, "NAME"},
-    [TEXT] = {"a text", NULL, "TEXT"},
-    [PATH] = {"an absolute path", "write the whole path, from /", "PATH"},
-    [READABLE] = {"an absolute path", "write the whole path, from /", "PATH"},
-};
-
-static const struct {
-    const char *name;
-    enum log_level level;
-} levels[] = {
-    {"error", LOG_LEVEL_ERROR},
-    {"warning", LOG_LEVEL_WARNING},
-    {"info", LOG_LEVEL_INFO},
-    {"debug", LOG_LEVEL_DEBUG},
-};
-
-/* What the command line knows beside the options; none takes a value but config. */
+/* What the command line knows beside the options and --config; none takes a value. */
 static const struct {
     const char *name;
     enum config_action action;
@@ -137,8 +86,7 @@ static const struct {
     {"help", CONFIG_HELP, "print this, end"},
 };
 
-#define ACTIONS (sizeof(actions) / sizeof(actions[0]))
-#define LEVELS  (sizeof(levels) / sizeof(levels[0]))
+enum { ACTIONS = sizeof(actions) / sizeof(actions[0]) };
 
 /* Where a value came from. */
 struct origin {
@@ -160,11 +108,6 @@ struct loader {
     unsigned complaints;
 };
 
-static const char *file_name(const struct loader *loader)
-{
-    return loader->loaded->config.config;
-}
-
 /* Prints a complaint about an option, or about the place itself where name is NULL. */
 static void __attribute__((format(printf, 3, 4)))
 complain(struct loader *loader, const char *name, const char *format, ...)
@@ -173,7 +116,7 @@ complain(struct loader *loader, const char *name, const char *format, ...)
 
     loader->complaints++;
     if (loader->place.from == FROM_FILE) {
-        fprintf(loader->err, "%s:", file_name(loader));
+        fprintf(loader->err, "%s:", loader->loaded->config.config);
         if (loader->place.line != 0)
             fprintf(loader->err, "%u:", loader->place.line);
         fputc(' ', loader->err);
@@ -193,302 +136,13 @@ static void complain_memory(struct loader *loader)
     complain(loader, NULL, "there is not enough memory to read the configuration");
 }
 
-/* Text from outside as it may be shown in a complaint: short, and without what moves a cursor. */
-struct shown {
-    char text[84];
-};
-
-static struct shown show(const char *text)
+static void set_option(struct loader *loader, const struct option *option, const char *text)
 {
-    struct shown shown;
-    size_t i;
+    char why[OPTION_WHY_SIZE];
 
-    for (i = 0; i < sizeof(shown.text) - 4 && text[i] != '\0'; i++)
-        shown.text[i] = iscntrl((unsigned char)text[i]) ? '?' : text[i];
-    strcpy(shown.text + i, text[i] == '\0' ? "" : "...");
-    return shown;
-}
-
-/* Numbers and their units. */
-
-struct unit {
-    const char *name;
-    uint64_t factor;
-};
-
-/* The first that divides a number is how it is printed. */
-static const struct unit size_units[] = {
-    {"T", T},   {"G", G},   {"M", M},   {"K", K},   {"", 1},   {"B", 1},
-    {"TiB", T}, {"GiB", G}, {"MiB", M}, {"KiB", K}, {"TB", T}, {"GB", G},
-    {"MB", M},  {"KB", K},  {"t", T},   {"g", G},   {"m", M},  {"k", K},
-};
-static const struct unit time_units[] = {
-    {"d", DAY}, {"h", 3600 * SECOND}, {"m", 60 * SECOND}, {"s", SECOND}, {"ms", 1}, {"", SECOND},
-};
-
-#define SIZE_UNITS (sizeof(size_units) / sizeof(size_units[0]))
-#define TIME_UNITS (sizeof(time_units) / sizeof(time_units[0]))
-
-/* Digits of the base, at least one; *end is what follows them. */
-static bool parse_digits(const char *text, unsigned base, uint64_t *number, const char **end)
-{
-    uint64_t sum = 0;
-    const char *at;
-
-    for (at = text; *at >= '0' && *at < (char)('0' + base); at++) {
-        if (__builtin_mul_overflow(sum, base, &sum) ||
-            __builtin_add_overflow(sum, (uint64_t)(*at - '0'), &sum))
-            return false;
-    }
-    *number = sum;
-    *end = at;
-    return at != text;
-}
-
-static bool parse_united(const char *text, const struct unit *units, size_t count, uint64_t *number)
-{
-    const char *unit;
-
-    if (!parse_digits(text, 10, number, &unit))
-        return false;
-    for (size_t i = 0; i < count; i++) {
-        if (strcmp(unit, units[i].name) == 0)
-            return !__builtin_mul_overflow(*number, units[i].factor, number);
-    }
-    return false;
-}
-
-static bool parse_plain(const char *text, unsigned base, uint64_t *number)
-{
-    const char *end;
-
-    return parse_digits(text, base, number, &end) && *end == '\0';
-}
-
-static bool parse_level(const char *text, uint64_t *number)
-{
-    for (size_t i = 0; i < LEVELS; i++) {
-        if (strcmp(text, levels[i].name) == 0) {
-            *number = i;
-            return true;
-        }
-    }
-    return false;
-}
-
-static bool parse_number(enum kind kind, const char *text, uint64_t *number)
-{
-    switch (kind) {
-    case SIZE:
-        return parse_united(text, size_units, SIZE_UNITS, number);
-    case DURATION:
-        return parse_united(text, time_units, TIME_UNITS, number);
-    case MODE:
-        return parse_plain(text, 8, number) && strlen(text) >= 3 && strlen(text) <= 4;
-    case LEVEL:
-        return parse_level(text, number);
-    default:
-        return parse_plain(text, 10, number);
-    }
-}
-
-static void format_united(uint64_t number, const struct unit *units, char *out, size_t size)
-{
-    while (number % units->factor != 0)
-        units++;
-    if (number == 0)
-        snprintf(out, size, "0");
-    else
-        snprintf(out, size, "%llu%s", (unsigned long long)(number / units->factor), units->name);
-}
-
-static void format_number(enum kind kind, uint64_t number, char *out, size_t size)
-{
-    if (kind == SIZE)
-        format_united(number, size_units, out, size);
-    else if (kind == DURATION)
-        format_united(number, time_units, out, size);
-    else if (kind == MODE)
-        snprintf(out, size, "%04llo", (unsigned long long)number);
-    else if (kind == LEVEL)
-        snprintf(out, size, "%s", levels[number].name);
-    else
-        snprintf(out, size, "%llu", (unsigned long long)number);
-}
-
-/* The fields of the struct. */
-
-static bool is_text(enum kind kind)
-{
-    return kind >= BACKEND;
-}
-
-static char **text_field(const struct config *config, const struct option *option)
-{
-    return (char **)((uintptr_t)config + option->offset);
-}
-
-static void store_number(struct config *config, const struct option *option, uint64_t number)
-{
-    void *field = (char *)config + option->offset;
-
-    switch (option->kind) {
-    case SIZE:
-        *(uint64_t *)field = number;
-        break;
-    case DURATION:
-        *(int64_t *)field = (int64_t)number;
-        break;
-    case LEVEL:
-        *(enum log_level *)field = levels[number].level;
-        break;
-    default:
-        *(uint32_t *)field = (uint32_t)number;
-    }
-}
-
-static uint64_t load_level(enum log_level level)
-{
-    uint64_t i;
-
-    for (i = 0; i < LEVELS - 1 && levels[i].level != level; i++)
-        ;
-    return i;
-}
-
-static uint64_t load_number(const struct config *config, const struct option *option)
-{
-    const void *field = (const char *)config + option->offset;
-
-    switch (option->kind) {
-    case SIZE:
-        return *(const uint64_t *)field;
-    case DURATION:
-        return (uint64_t) * (const int64_t *)field;
-    case LEVEL:
-        return load_level(*(const enum log_level *)field);
-    default:
-        return *(const uint32_t *)field;
-    }
-}
-
-/* Setting an option from text. */
-
-static bool set_number(struct loader *loader, const struct option *option, const char *text)
-{
-    char low[32], high[32];
-    uint64_t number;
-
-    if (!parse_number(option->kind, text, &number)) {
-        complain(loader, option->name, "\"%s\" is not %s; %s", show(text).text,
-                 kinds[option->kind].name, kinds[option->kind].advice);
-        return false;
-    }
-    if (option->kind != LEVEL && (number < option->min || number > option->max)) {
-        format_number(option->kind, option->min, low, sizeof(low));
-        format_number(option->kind, option->max, high, sizeof(high));
-        complain(loader, option->name, "\"%s\" is out of range; write %s to %s", show(text).text,
-                 low, high);
-        return false;
-    }
-    store_number(&loader->loaded->config, option, number);
-    return true;
-}
-
-/* Whether a file can say it: one line, not trimmed at its ends, and nothing that begins a comment.
- */
-static bool is_writable_text(const char *text)
-{
-    bool after_space = true;
-
-    if (text[0] == ' ')
-        return false;
-    for (const char *at = text; *at != '\0'; at++) {
-        if (iscntrl((unsigned char)*at) || (after_space && (*at == ';' || *at == '#')))
-            return false;
-        after_space = *at == ' ';
-    }
-    return text[0] == '\0' || !after_space;
-}
-
-static bool check_path(struct loader *loader, const struct option *option, const char *text)
-{
-    if (text[0] != '/') {
-        complain(loader, option->name, "\"%s\" is not %s; %s", show(text).text,
-                 kinds[option->kind].name, kinds[option->kind].advice);
-        return false;
-    }
-    if (option->max == SOCKET_MAX && text[strlen(text) - 1] == '/') {
-        complain(loader, option->name, "\"%s\" is a folder; write the path of a socket in it",
-                 show(text).text);
-        return false;
-    }
-    if (option->kind == READABLE && access(text, R_OK) != 0) {
-        complain(loader, option->name,
-                 "\"%s\" can't be read: %s; name a file that the daemon's user may read",
-                 show(text).text, strerror(errno));
-        return false;
-    }
-    return true;
-}
-
-static bool check_backend(struct loader *loader, const struct option *option, const char *text)
-{
-    if (store_find(text) != NULL)
-        return true;
-    complain(loader, option->name, "\"%s\" is not a backend; write one of %s", show(text).text,
-             store_names());
-    return false;
-}
-
-static bool check_text(struct loader *loader, const struct option *option, const char *text)
-{
-    if (strlen(text) < option->min) {
-        complain(loader, option->name, "there is no value; write %s, or leave the option out",
-                 kinds[option->kind].name);
-        return false;
-    }
-    if (strlen(text) > option->max) {
-        complain(loader, option->name, "\"%s\" is too long, %zu bytes; write at most %llu",
-                 show(text).text, strlen(text), (unsigned long long)option->max);
-        return false;
-    }
-    if (!is_writable_text(text)) {
-        complain(loader, option->name,
-                 "\"%s\" can't stand in a file; write no control characters, no space at its ends, "
-                 "and no ; or # at its beginning or after a space",
-                 show(text).text);
-        return false;
-    }
-    if (option->kind == BACKEND)
-        return check_backend(loader, option, text);
-    if (text[0] != '\0' && (option->kind == PATH || option->kind == READABLE))
-        return check_path(loader, option, text);
-    return true;
-}
-
-static bool set_text(struct loader *loader, const struct option *option, const char *text)
-{
-    char **field = text_field(&loader->loaded->config, option);
-    char *copy;
-
-    if (!check_text(loader, option, text))
-        return false;
-    copy = strdup(text);
-    if (copy == NULL) {
-        complain_memory(loader);
-        return false;
-    }
-    free(*field);
-    *field = copy;
-    return true;
-}
-
-static bool set_option(struct loader *loader, const struct option *option, const char *text)
-{
     loader->loaded->origins[option - options] = loader->place;
-    return is_text(option->kind) ? set_text(loader, option, text)
-                                 : set_number(loader, option, text);
+    if (!option_set(option, &loader->loaded->config, text, why))
+        complain(loader, option->name, "%s", why);
 }
 
 /* Names, and what may have been meant by one that is not there. */
@@ -510,7 +164,7 @@ static unsigned smaller(unsigned a, unsigned b)
 /* Letters to add, drop or change until one word is the other (Levenshtein). */
 static unsigned distance(const char *from, const char *to)
 {
-    unsigned row[NAME_MAX_SIZE + 1];
+    unsigned row[CONFIG_NAME_SIZE + 1];
     size_t length = strlen(to);
 
     for (unsigned j = 0; j <= length; j++)
@@ -554,197 +208,63 @@ static void complain_unknown(struct loader *loader, const char *name)
 
     if (meant != NULL)
         complain(loader, NULL, "there is no option '%s%s'; did you mean '%s%s'?", dashes,
-                 show(name).text, dashes, meant);
+                 option_show(name).text, dashes, meant);
     else
         complain(loader, NULL, "there is no option '%s%s'; --help lists them", dashes,
-                 show(name).text);
+                 option_show(name).text);
 }
 
 /* The file. */
 
-/* One line as libinih has taken it apart; a value comes in as many pieces as fold_line() made. */
-struct assignment {
-    char name[NAME_MAX_SIZE];
-    char value[LINE_MAX_SIZE];
-    size_t length;
-    bool found;
-};
-
-static int take_piece(void *user, const char *section, const char *name, const char *value)
+static void assign(struct loader *loader, const char *name, const char *value)
 {
-    struct assignment *assignment = user;
-    size_t length = strnlen(value, sizeof(assignment->value) - assignment->length - 1);
-
-    (void)section;
-    if (!assignment->found)
-        snprintf(assignment->name, sizeof(assignment->name), "%s", name);
-    assignment->found = true;
-    memcpy(assignment->value + assignment->length, value, length);
-    assignment->length += length;
-    assignment->value[assignment->length] = '\0';
-    return 1;
-}
-
-/* Whether libinih gives back unchanged what was parted before at: it trims pieces. */
-static bool may_part(const char *line, size_t at)
-{
-    return strchr(" \t;#", line[at - 1]) == NULL && strchr(" \t;#", line[at]) == NULL;
-}
-
-/*
- * Writes the line in pieces that fit libinih's buffer, each after the first as a continuation.
- * False where there is no place to part it.
- */
-static bool fold_line(const char *line, char *out, size_t size)
-{
-    size_t length = strlen(line), used = 0;
-
-    while (length > PIECE_MAX) {
-        size_t cut = PIECE_MAX;
-
-        while (cut > PIECE_MIN && !may_part(line, cut))
-            cut--;
-        if (cut == PIECE_MIN || used + cut + 3 > size)
-            return false;
-        memcpy(out + used, line, cut);
-        memcpy(out + used + cut, "\n ", 2);
-        used += cut + 2;
-        line += cut;
-        length -= cut;
-    }
-    if (used + length + 1 > size)
-        return false;
-    memcpy(out + used, line, length + 1);
-    return true;
-}
-
-/* Ends the line where a comment begins: at # or ;, first in the line or after a space. */
-static void cut_comment(char *line)
-{
-    bool after_space = true;
-
-    for (char *at = line; *at != '\0'; at++) {
-        if (after_space && (*at == '#' || *at == ';')) {
-            *at = '\0';
-            return;
-        }
-        after_space = *at == ' ' || *at == '\t';
-    }
-}
-
-/* Between the white space at both ends. */
-static char *trim(char *line)
-{
-    size_t length;
-
-    line += strspn(line, " \t\r\f\v");
-    length = strlen(line);
-    while (length > 0 && strchr(" \t\r\f\v", line[length - 1]) != NULL)
-        length--;
-    line[length] = '\0';
-    return line;
-}
-
-static void assign(struct loader *loader, const struct assignment *assignment)
-{
-    const struct option *option = find_option(assignment->name);
+    const struct option *option = find_option(name);
     const struct origin *origin;
 
-    if (option == NULL && strcmp(assignment->name, "config") == 0) {
-        complain(loader, "config", "a file can't name another; write --config on the command line");
+    if (option == NULL && strcmp(name, "config") == 0) {
+        complain(loader, name, "a file can't name another; write --config on the command line");
         return;
     }
     if (option == NULL) {
-        complain_unknown(loader, assignment->name);
+        complain_unknown(loader, name);
         return;
     }
     origin = &loader->loaded->origins[option - options];
     if (origin->from == FROM_FILE)
-        complain(loader, option->name, "it stands in line %u already; keep one of the two",
-                 origin->line);
+        complain(loader, name, "it stands in line %u already; keep one of the two", origin->line);
     else
-        set_option(loader, option, assignment->value);
+        set_option(loader, option, value);
 }
 
-static void read_line(struct loader *loader, char *line)
+static bool read_option(void *arg, unsigned line, const char *name, const char *value)
 {
-    char folded[LINE_MAX_SIZE + 256];
-    struct assignment assignment = {.found = false};
+    struct loader *loader = arg;
 
-    cut_comment(line);
-    line = trim(line);
-    if (*line == '\0')
-        return;
-    if (*line == '[') {
-        complain(loader, NULL, "there are no sections; write the options without '%s'",
-                 show(line).text);
-        return;
-    }
-    if (strlen(line) >= LINE_MAX_SIZE || !fold_line(line, folded, sizeof(folded))) {
-        complain(loader, NULL, "the line is too long; write at most %d bytes", LINE_MAX_SIZE - 1);
-        return;
-    }
-    if (ini_parse_string(folded, take_piece, &assignment) != 0 || !assignment.found)
-        complain(loader, NULL, "\"%s\" is not an option; write name = value", show(line).text);
-    else
-        assign(loader, &assignment);
+    loader->place.line = line;
+    assign(loader, name, value);
+    return loader->complaints < COMPLAINTS;
 }
 
-/* The text ends with a newline; text[length] is writable. */
-static void read_lines(struct loader *loader, char *text, size_t length)
+static bool read_complaint(void *arg, unsigned line, const char *why)
 {
-    char *end = text + length;
+    struct loader *loader = arg;
 
-    if (strncmp(text, "\xEF\xBB\xBF", 3) == 0)
-        text += 3;
-    while (text < end && loader->complaints < COMPLAINTS) {
-        char *newline = memchr(text, '\n', (size_t)(end - text));
-        size_t size = (size_t)(newline - text);
-
-        *newline = '\0';
-        loader->place.line++;
-        if (strlen(text) != size)
-            complain(loader, NULL, "there is a zero byte in the line; write plain text");
-        else
-            read_line(loader, text);
-        text = newline + 1;
-    }
-    if (loader->complaints >= COMPLAINTS)
-        complain(loader, NULL, "the rest of the file was not read; mend these first");
+    loader->place.line = line;
+    complain(loader, NULL, "%s", why);
+    return loader->complaints < COMPLAINTS;
 }
 
-static void read_stream(struct loader *loader, FILE *file)
-{
-    char *text = malloc(FILE_MAX + 2);
-    size_t length;
-
-    if (text == NULL) {
-        complain_memory(loader);
-        return;
-    }
-    length = fread(text, 1, FILE_MAX + 1, file);
-    if (ferror(file))
-        complain(loader, NULL, "the file can't be read: %s", strerror(errno));
-    else if (length > FILE_MAX)
-        complain(loader, NULL, "the file is larger than 1M; name a configuration file");
-    else {
-        text[length] = '\n';
-        text[length + 1] = '\0';
-        read_lines(loader, text, length + 1);
-    }
-    free(text);
-}
-
-/* Reads the file whose name stands in the configuration; takes the name away where it is missing.
- */
+/* Reads the file that the configuration names; takes the name away where it is missing. */
 static void read_file(struct loader *loader, bool must_exist)
 {
     struct config *config = &loader->loaded->config;
+    struct config_reader reader = {loader, read_option, read_complaint};
     FILE *file = fopen(config->config, "re");
 
     loader->place = (struct origin){.from = FROM_FILE};
     if (file != NULL) {
-        read_stream(loader, file);
+        if (!config_file_read(file, &reader) && loader->complaints >= COMPLAINTS)
+            complain(loader, NULL, "the rest of the file was not read; mend these first");
         fclose(file);
     } else if (must_exist || (errno != ENOENT && errno != ENOTDIR)) {
         complain(loader, NULL, "the file can't be opened: %s; --config names another",
@@ -755,113 +275,30 @@ static void read_file(struct loader *loader, bool must_exist)
     }
 }
 
-/* Who runs the daemon, and what follows from that. */
-
-/* An environment variable that holds an absolute path (the first of several), or NULL. */
-static const char *environment_path(const char *name, char *out, size_t size)
+static void find_file(struct loader *loader, const char *named)
 {
-    const char *value = getenv(name);
-    size_t length;
+    char path[OPTION_VALUE_SIZE];
 
-    if (value == NULL || value[0] != '/')
-        return NULL;
-    length = strcspn(value, ":");
-    if (length >= size)
-        return NULL;
-    memcpy(out, value, length);
-    out[length] = '\0';
-    return out;
+    if (named == NULL && !config_place_file(path, sizeof(path)))
+        return;
+    loader->loaded->config.config = strdup(named != NULL ? named : path);
+    if (loader->loaded->config.config == NULL)
+        complain_memory(loader);
+    else
+        read_file(loader, named != NULL);
 }
 
-static const char *home(char *out, size_t size)
-{
-    const struct passwd *user;
-
-    if (environment_path("HOME", out, size) != NULL)
-        return out;
-    user = getpwuid(geteuid());
-    if (user == NULL || user->pw_dir == NULL || user->pw_dir[0] != '/')
-        return NULL;
-    return (size_t)snprintf(out, size, "%s", user->pw_dir) < size ? out : NULL;
-}
-
-/* A service of the system has systemd's folders, but not a user's session. */
-static bool is_system(void)
-{
-    return geteuid() == 0 || (getenv("XDG_RUNTIME_DIR") == NULL &&
-                              (getenv("RUNTIME_DIRECTORY") || getenv("CACHE_DIRECTORY")));
-}
-
-static bool join(char *out, size_t size, const char *folder, const char *rest)
-{
-    int length = snprintf(out, size, "%s%s", folder, rest);
-
-    return length >= 0 && (size_t)length < size;
-}
-
-static bool default_socket(char *out, size_t size, const char **note)
-{
-    char folder[4096];
-
-    *note = "default in $RUNTIME_DIRECTORY";
-    if (environment_path("RUNTIME_DIRECTORY", folder, sizeof(folder)) != NULL)
-        return join(out, size, folder, "/socket");
-    *note = "default in $XDG_RUNTIME_DIR";
-    if (environment_path("XDG_RUNTIME_DIR", folder, sizeof(folder)) != NULL)
-        return join(out, size, folder, "/liara-cached/socket");
-    *note = "default";
-    if (is_system())
-        return join(out, size, "/run", "/liara-cached/socket");
-    *note = "default without $XDG_RUNTIME_DIR";
-    snprintf(folder, sizeof(folder), "/tmp/liara-cached-%lu", (unsigned long)geteuid());
-    return join(out, size, folder, "/socket");
-}
-
-static bool default_socket_mode(char *out, size_t size, const char **note)
-{
-    *note = is_system() ? "default of the system's daemon" : "default";
-    return join(out, size, is_system() ? "0660" : "0600", "");
-}
-
-static bool default_directory(char *out, size_t size, const char **note)
-{
-    char folder[4096];
-
-    *note = "default in $CACHE_DIRECTORY";
-    if (environment_path("CACHE_DIRECTORY", folder, sizeof(folder)) != NULL)
-        return join(out, size, folder, "");
-    *note = "default in $XDG_CACHE_HOME";
-    if (environment_path("XDG_CACHE_HOME", folder, sizeof(folder)) != NULL)
-        return join(out, size, folder, "/liara-cached");
-    *note = "default";
-    if (is_system())
-        return join(out, size, "/var/cache", "/liara-cached");
-    return home(folder, sizeof(folder)) != NULL && join(out, size, folder, "/.cache/liara-cached");
-}
-
-/* Where a file is looked for when none is named; root has one of its own only if it asks for it. */
-static bool default_file(char *out, size_t size)
-{
-    char folder[4096];
-
-    if (environment_path("XDG_CONFIG_HOME", folder, sizeof(folder)) != NULL &&
-        join(out, size, folder, "/liara-cached.conf") && (!is_system() || access(out, F_OK) == 0))
-        return true;
-    if (is_system())
-        return join(out, size, SYSTEM_FILE, "");
-    return home(folder, sizeof(folder)) != NULL &&
-           join(out, size, folder, "/.config/liara-cached.conf");
-}
+/* The defaults. */
 
 static void set_default(struct loader *loader, const struct option *option)
 {
-    char text[4200];
+    char text[OPTION_VALUE_SIZE];
     const char *fallback = option->fallback;
 
     loader->place = (struct origin){.from = FROM_DEFAULT, .note = "default"};
     if (option->compute != NULL) {
         if (!option->compute(text, sizeof(text), &loader->place.note)) {
-            complain(loader, option->name, "no home folder is known to hold it; write a value");
+            complain(loader, option->name, "no folder is known to hold it; write a value");
             return;
         }
         fallback = text;
@@ -890,7 +327,7 @@ static void resolve(struct config *config)
 /* The command line. */
 
 struct argument {
-    char name[NAME_MAX_SIZE];
+    char name[CONFIG_NAME_SIZE];
     const char *value; /* NULL: none */
 };
 
@@ -952,11 +389,11 @@ static void apply_argument(struct loader *loader, const char *text, const struct
 
     if (argument->name[0] == '\0')
         complain(loader, NULL, "'%s' is not an option; write --name=value, --help lists the names",
-                 show(text).text);
+                 option_show(text).text);
     else if (find_action(argument->name, &action)) {
         if (argument->value != NULL)
             complain(loader, argument->name, "it takes no value; leave out '=%s'",
-                     show(argument->value).text);
+                     option_show(argument->value).text);
     } else if (!takes_value(argument->name))
         complain_unknown(loader, argument->name);
     else if (argument->value == NULL)
@@ -976,21 +413,6 @@ static void apply_arguments(struct loader *loader, int argc, char **argv)
         next_argument(argc, argv, &at, &argument);
         apply_argument(loader, text, &argument);
     }
-}
-
-/* All of it together. */
-
-static void find_file(struct loader *loader, const char *named)
-{
-    char path[4200];
-
-    if (named == NULL && !default_file(path, sizeof(path)))
-        return;
-    loader->loaded->config.config = strdup(named != NULL ? named : path);
-    if (loader->loaded->config.config == NULL)
-        complain_memory(loader);
-    else
-        read_file(loader, named != NULL);
 }
 
 static void load_all(struct loader *loader, int argc, char **argv, const char *file)
@@ -1027,33 +449,22 @@ void config_free(struct config *config)
 {
     if (config == NULL)
         return;
-    for (size_t i = 0; i < OPTIONS; i++) {
-        if (is_text(options[i].kind))
-            free(*text_field(config, &options[i]));
-    }
+    for (size_t i = 0; i < OPTIONS; i++)
+        option_clear(&options[i], config);
     free(config->config);
     free(config);
-}
-
-static void format_value(const struct config *config, const struct option *option, char *out,
-                         size_t size)
-{
-    if (is_text(option->kind))
-        snprintf(out, size, "%s", *text_field(config, option));
-    else
-        format_number(option->kind, load_number(config, option), out, size);
 }
 
 void config_print(const struct config *config, FILE *out)
 {
     const struct loaded *loaded = (const struct loaded *)config;
-    char value[4200];
+    char value[OPTION_VALUE_SIZE];
 
     fprintf(out, "# configuration file: %s\n", config->config != NULL ? config->config : "none");
     for (size_t i = 0; i < OPTIONS; i++) {
         const struct origin *origin = &loaded->origins[i];
 
-        format_value(config, &options[i], value, sizeof(value));
+        option_format(&options[i], config, value);
         fprintf(out, "%-27s = %-31s # ", options[i].name, value);
         if (origin->from == FROM_FILE)
             fprintf(out, "%s:%u\n", config->config, origin->line);
@@ -1077,8 +488,8 @@ void config_help(FILE *out)
           "Each option may also stand in the configuration file, as: name = value\n\n",
           out);
     for (size_t i = 0; i < OPTIONS; i++) {
-        help_line(out, options[i].name, kinds[options[i].kind].argument, options[i].help);
-        if (options[i].kind == BACKEND)
+        help_line(out, options[i].name, option_argument(options[i].kind), options[i].help);
+        if (options[i].kind == OPTION_BACKEND)
             fprintf(out, ": %s", store_names());
         if (options[i].fallback[0] != '\0')
             fprintf(out, " [%s]", options[i].fallback);
@@ -1086,7 +497,7 @@ void config_help(FILE *out)
     }
     fputc('\n', out);
     help_line(out, "config", "FILE",
-              "read this file instead of " SYSTEM_FILE " (root and the service) or "
+              "read this file instead of " CONFIG_SYSTEM_FILE " (root and the service) or "
               "$XDG_CONFIG_HOME/liara-cached.conf\n");
     for (size_t i = 0; i < ACTIONS; i++) {
         help_line(out, actions[i].name, "", actions[i].help);
@@ -1108,14 +519,14 @@ void config_limits(const struct config *config, struct limits *limits)
 bool config_fixed_changes(const struct config *old, const struct config *new, char *out,
                           size_t size)
 {
-    char before[4200], after[4200];
+    char before[OPTION_VALUE_SIZE], after[OPTION_VALUE_SIZE];
     size_t used = 0;
 
     if (size > 0)
         out[0] = '\0';
     for (size_t i = 0; i < OPTIONS; i++) {
-        format_value(old, &options[i], before, sizeof(before));
-        format_value(new, &options[i], after, sizeof(after));
+        option_format(&options[i], old, before);
+        option_format(&options[i], new, after);
         if (options[i].live || strcmp(before, after) == 0)
             continue;
         if (used < size)
