@@ -1,0 +1,1379 @@
+/*
+ * The library against a daemon that is played: each test has a script that a thread runs on the
+ * other end, which receives exactly what it expects and answers what it likes.
+ */
+#include "../../client/liara_cache.h"
+
+#include <check.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { FAKE_WAIT = 5000, SHORT = 200, LARGE = 1 << 20 };
+
+struct fake {
+    char folder[256], path[300], fault[512];
+    int listener, client;
+    void (*script)(struct fake *fake);
+    int parameter; /* the script's */
+    pthread_t thread;
+};
+
+static struct fake fake;
+static struct liara_cache *cache;
+
+/* The first fault of a script is kept, and fails the test when the script has ended. */
+__attribute__((format(printf, 2, 3))) static void fault(struct fake *f, const char *format, ...)
+{
+    if (f->fault[0])
+        return;
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(f->fault, sizeof(f->fault), format, arguments);
+    va_end(arguments);
+}
+
+static bool can(struct fake *f, int fd, short events)
+{
+    struct pollfd ready = {.fd = fd, .events = events};
+    if (!f->fault[0] && poll(&ready, 1, FAKE_WAIT) > 0)
+        return true;
+    fault(f, "the client did nothing for %d ms", FAKE_WAIT);
+    return false;
+}
+
+static void hang_up(struct fake *f)
+{
+    if (f->client >= 0)
+        close(f->client);
+    f->client = -1;
+}
+
+static void accept_client(struct fake *f)
+{
+    hang_up(f);
+    if (can(f, f->listener, POLLIN))
+        f->client = accept4(f->listener, NULL, NULL, SOCK_CLOEXEC);
+}
+
+static void say_bytes(struct fake *f, const void *bytes, size_t length)
+{
+    for (size_t at = 0; at < length && can(f, f->client, POLLOUT);) {
+        ssize_t sent =
+            send(f->client, (const char *)bytes + at, length - at, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (sent < 0 && errno != EAGAIN)
+            fault(f, "can't send: %s", strerror(errno));
+        at += sent > 0 ? (size_t)sent : 0;
+    }
+}
+
+static void say(struct fake *f, const char *text)
+{
+    say_bytes(f, text, strlen(text));
+}
+
+/* Every byte alone, so that no receive of the client ends where a message does. */
+static void drip(struct fake *f, const char *text)
+{
+    const struct timespec moment = {0, 500000};
+    for (; *text; text++) {
+        say_bytes(f, text, 1);
+        nanosleep(&moment, NULL);
+    }
+}
+
+static void hear_bytes(struct fake *f, void *bytes, size_t length)
+{
+    for (size_t at = 0; at < length && can(f, f->client, POLLIN);) {
+        ssize_t got = recv(f->client, (char *)bytes + at, length - at, MSG_DONTWAIT);
+        if (got == 0 || (got < 0 && errno != EAGAIN))
+            fault(f, "the client left after %zu of %zu bytes", at, length);
+        at += got > 0 ? (size_t)got : 0;
+    }
+}
+
+static void hear(struct fake *f, const char *expected)
+{
+    char bytes[8192] = "";
+    size_t length = strlen(expected);
+    hear_bytes(f, bytes, length);
+    if (memcmp(bytes, expected, length) != 0)
+        fault(f, "the client sent '%.*s', not '%s'", (int)length, bytes, expected);
+}
+
+/* A line with one descriptor, which is returned. */
+static int hear_with_descriptor(struct fake *f, const char *expected)
+{
+    char bytes[8192], control[CMSG_SPACE(sizeof(int))];
+    struct iovec part = {bytes, strlen(expected)};
+    struct msghdr message = {.msg_iov = &part,
+                             .msg_iovlen = 1,
+                             .msg_control = control,
+                             .msg_controllen = sizeof(control)};
+    int fd = -1;
+    if (!can(f, f->client, POLLIN))
+        return fd;
+    ssize_t got = recvmsg(f->client, &message, MSG_CMSG_CLOEXEC);
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    if (got != (ssize_t)part.iov_len || memcmp(bytes, expected, part.iov_len) != 0)
+        fault(f, "the client sent '%.*s', not '%s'", got > 0 ? (int)got : 0, bytes, expected);
+    if (header && header->cmsg_type == SCM_RIGHTS)
+        memcpy(&fd, CMSG_DATA(header), sizeof(fd));
+    else
+        fault(f, "no descriptor came with the line");
+    return fd;
+}
+
+static void hear_end(struct fake *f)
+{
+    char byte;
+    if (can(f, f->client, POLLIN) && recv(f->client, &byte, 1, 0) > 0)
+        fault(f, "the client sent '%c' instead of closing", byte);
+}
+
+static void *run_script(void *arg)
+{
+    struct fake *f = arg;
+    f->script(f);
+    hang_up(f);
+    return NULL;
+}
+
+static int listen_at(const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    ck_assert_int_ge(fd, 0);
+    ck_assert_int_eq(bind(fd, (const struct sockaddr *)&address, sizeof(address)), 0);
+    ck_assert_int_eq(listen(fd, 8), 0);
+    return fd;
+}
+
+static void make_folder(struct fake *f)
+{
+    const char *parent = getenv("TMPDIR");
+    snprintf(f->folder, sizeof(f->folder), "%s/test_client.XXXXXX", parent ? parent : "/tmp");
+    ck_assert_ptr_nonnull(mkdtemp(f->folder));
+    snprintf(f->path, sizeof(f->path), "%s/socket", f->folder);
+    f->client = -1;
+    f->fault[0] = '\0';
+}
+
+static void start(struct fake *f, void (*script)(struct fake *fake), int parameter)
+{
+    f->script = script;
+    f->parameter = parameter;
+    ck_assert_int_eq(pthread_create(&f->thread, NULL, run_script, f), 0);
+}
+
+static void setup(void)
+{
+    make_folder(&fake);
+    fake.listener = listen_at(fake.path);
+}
+
+static void teardown(void)
+{
+    liara_cache_close(cache);
+    cache = NULL;
+    close(fake.listener);
+    unlink(fake.path);
+    rmdir(fake.folder);
+}
+
+/* Starts the script, and opens the cache that the test uses. */
+static void play_with(void (*script)(struct fake *fake), int parameter)
+{
+    start(&fake, script, parameter);
+    ck_assert_int_eq(liara_cache_open(&cache, fake.path), LIARA_CACHE_OK);
+}
+
+static void play(void (*script)(struct fake *fake))
+{
+    play_with(script, 0);
+}
+
+static void end_play(void)
+{
+    pthread_join(fake.thread, NULL);
+    ck_assert_msg(fake.fault[0] == '\0', "%s", fake.fault);
+}
+
+static unsigned count_descriptors(void)
+{
+    unsigned count = 0;
+    DIR *folder = opendir("/proc/self/fd");
+    ck_assert_ptr_nonnull(folder);
+    while (readdir(folder))
+        count++;
+    closedir(folder);
+    return count;
+}
+
+static char *large_value(void)
+{
+    char *bytes = malloc(LARGE);
+    ck_assert_ptr_nonnull(bytes);
+    for (size_t i = 0; i < LARGE; i++)
+        bytes[i] = (char)(i * 31 + i / 251);
+    return bytes;
+}
+
+/* A file without a name that holds those bytes, at its beginning. */
+static int file_of(const void *bytes, size_t length)
+{
+    int fd = memfd_create("test", MFD_CLOEXEC);
+    ck_assert_int_ge(fd, 0);
+    ck_assert_int_eq(write(fd, bytes, length), (ssize_t)length);
+    ck_assert_int_eq(lseek(fd, 0, SEEK_SET), 0);
+    return fd;
+}
+
+static void check_file(int fd, const void *bytes, size_t length)
+{
+    char *found = malloc(length + 1);
+    ck_assert_ptr_nonnull(found);
+    ck_assert_int_eq(pread(fd, found, length + 1, 0), (ssize_t)length);
+    ck_assert_mem_eq(found, bytes, length);
+    free(found);
+}
+
+#define ck_status(call, expected)                                                                  \
+    do {                                                                                           \
+        enum liara_cache_status got_ = (call);                                                     \
+        ck_assert_msg(got_ == (expected), "%s: %s (%s), not %s", #call,                            \
+                      liara_cache_status_name(got_), liara_cache_error(cache),                     \
+                      liara_cache_status_name(expected));                                          \
+    } while (0)
+
+static void hit_and_miss(struct fake *f)
+{
+    accept_client(f);
+    hear(f, "GET a%20key\n");
+    say(f, "VALUE 5 flags=7 ttl=60\nhello\n");
+    hear(f, "GET other\n");
+    say(f, "MISS\n");
+    hear(f, "GET empty\n");
+    say(f, "VALUE 0\n\n");
+}
+
+START_TEST(get_brings_value_flags_and_ttl)
+{
+    struct liara_cache_value value;
+    play(hit_and_miss);
+    ck_status(liara_cache_get(cache, "a key", 5, &value), LIARA_CACHE_OK);
+    ck_assert_uint_eq(value.length, 5);
+    ck_assert_str_eq(value.bytes, "hello");
+    ck_assert_uint_eq(value.flags, 7);
+    ck_assert_uint_eq(value.ttl, 60);
+    liara_cache_free(value.bytes);
+    ck_status(liara_cache_get(cache, "other", 5, &value), LIARA_CACHE_MISS);
+    ck_assert_ptr_null(value.bytes);
+    ck_assert_str_eq(liara_cache_error(cache), "");
+    ck_status(liara_cache_get(cache, "empty", 5, &value), LIARA_CACHE_OK);
+    ck_assert_ptr_nonnull(value.bytes);
+    ck_assert_uint_eq(value.length, 0);
+    liara_cache_free(value.bytes);
+    end_play();
+}
+END_TEST
+
+static void drop_by_drop(struct fake *f)
+{
+    accept_client(f);
+    hear(f, "GET k\n");
+    drip(f, "VALUE 9 flags=1\nnine\nbyte\n");
+    hear(f, "PING\n");
+    drip(f, "OK\r\n");
+}
+
+START_TEST(get_takes_a_reply_byte_by_byte)
+{
+    struct liara_cache_value value;
+    play(drop_by_drop);
+    ck_status(liara_cache_get(cache, "k", 1, &value), LIARA_CACHE_OK);
+    ck_assert_str_eq(value.bytes, "nine\nbyte");
+    liara_cache_free(value.bytes);
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_OK);
+    end_play();
+}
+END_TEST
+
+static const char cut_reply[] = "VALUE 5 flags=7\nhello\n";
+
+static void cut_then_whole(struct fake *f)
+{
+    accept_client(f);
+    hear(f, "GET k\n");
+    say_bytes(f, cut_reply, (size_t)f->parameter);
+    accept_client(f);
+    hear(f, "GET k\n");
+    say(f, cut_reply);
+}
+
+/* The loop's index is where the reply ends; the next call is answered on a new connection. */
+START_TEST(get_never_returns_part_of_a_value)
+{
+    struct liara_cache_value value;
+    play_with(cut_then_whole, _i);
+    ck_status(liara_cache_get(cache, "k", 1, &value), LIARA_CACHE_UNREACHABLE);
+    ck_assert_ptr_null(value.bytes);
+    ck_assert_str_ne(liara_cache_error(cache), "");
+    ck_status(liara_cache_get(cache, "k", 1, &value), LIARA_CACHE_OK);
+    ck_assert_str_eq(value.bytes, "hello");
+    liara_cache_free(value.bytes);
+    end_play();
+}
+END_TEST
+
+static void answer_late(struct fake *f)
+{
+    const struct timespec late = {0, 2 * SHORT * 1000000L};
+    accept_client(f);
+    int first = f->client;
+    hear(f, "GET k\n");
+    if (f->parameter)
+        say(f, "VALUE 4\nla");
+    nanosleep(&late, NULL);
+    send(first, "VALUE 4\nlate\n", 13, MSG_NOSIGNAL);
+    f->client = -1;
+    accept_client(f);
+    hear(f, "GET k\n");
+    say(f, "VALUE 4\ngood\n");
+    close(first);
+}
+
+/* The loop's index says whether part of the reply came in time. */
+START_TEST(late_reply_answers_nothing)
+{
+    struct liara_cache_value value;
+    play_with(answer_late, _i);
+    liara_cache_set_timeout(cache, SHORT);
+    struct timespec begun, ended;
+    clock_gettime(CLOCK_MONOTONIC, &begun);
+    ck_status(liara_cache_get(cache, "k", 1, &value), LIARA_CACHE_TIMED_OUT);
+    clock_gettime(CLOCK_MONOTONIC, &ended);
+    double seconds =
+        (double)(ended.tv_sec - begun.tv_sec) + (double)(ended.tv_nsec - begun.tv_nsec) / 1e9;
+    ck_assert_double_ge(seconds, SHORT / 1000.0 - 0.01);
+    ck_assert_double_lt(seconds, 10 * SHORT / 1000.0);
+    liara_cache_set_timeout(cache, FAKE_WAIT);
+    ck_status(liara_cache_get(cache, "k", 1, &value), LIARA_CACHE_OK);
+    ck_assert_str_eq(value.bytes, "good");
+    liara_cache_free(value.bytes);
+    end_play();
+}
+END_TEST
+
+static const struct {
+    const char *code;
+    enum liara_cache_status status;
+} refusals[] = {
+    {"syntax", LIARA_CACHE_ERROR_SYNTAX},
+    {"too-large", LIARA_CACHE_ERROR_TOO_LARGE},
+    {"no-space", LIARA_CACHE_ERROR_NO_SPACE},
+    {"denied", LIARA_CACHE_ERROR_DENIED},
+    {"unavailable", LIARA_CACHE_ERROR_UNAVAILABLE},
+    {"timeout", LIARA_CACHE_ERROR_TIMEOUT},
+    {"busy", LIARA_CACHE_ERROR_BUSY},
+    {"internal", LIARA_CACHE_ERROR_INTERNAL},
+};
+enum { REFUSALS = sizeof(refusals) / sizeof(refusals[0]) };
+
+static void refuse_all(struct fake *f)
+{
+    accept_client(f);
+    for (size_t i = 0; i < REFUSALS; i++) {
+        char line[64];
+        snprintf(line, sizeof(line), "ERROR %s told so\n", refusals[i].code);
+        hear(f, "HEAD k\n");
+        say(f, line);
+    }
+}
+
+START_TEST(refusals_have_their_status_and_text)
+{
+    struct liara_cache_value value;
+    play(refuse_all);
+    for (size_t i = 0; i < REFUSALS; i++) {
+        ck_status(liara_cache_head(cache, "k", 1, &value), refusals[i].status);
+        ck_assert_ptr_nonnull(strstr(liara_cache_error(cache), "told so"));
+        ck_assert_ptr_nonnull(strstr(liara_cache_error(cache), refusals[i].code));
+        ck_assert_str_eq(liara_cache_status_name(refusals[i].status), refusals[i].code);
+    }
+    end_play();
+}
+END_TEST
+
+static const char *const nonsense[] = {
+    "HTTP/1.1 400 Bad Request\r\n",
+    "VALUE\n",
+    "VALUE 5\nhelloX",
+    "OK\nOK\n",
+    "STORED\n",
+    "VALUE -1\n\n",
+    "FD 5 offset=0\n",
+    "SIZE 5\n",
+};
+
+static void talk_nonsense(struct fake *f)
+{
+    accept_client(f);
+    hear(f, "GET k\n");
+    say(f, nonsense[f->parameter]);
+    hear_end(f);
+    accept_client(f);
+    hear(f, "PING\n");
+    say(f, "OK\n");
+}
+
+START_TEST(nonsense_is_refused_and_the_connection_closed)
+{
+    struct liara_cache_value value;
+    play_with(talk_nonsense, _i);
+    ck_status(liara_cache_get(cache, "k", 1, &value), LIARA_CACHE_PROTOCOL);
+    ck_assert_ptr_null(value.bytes);
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_OK);
+    end_play();
+}
+END_TEST
+
+static void talk_endlessly(struct fake *f)
+{
+    char bytes[5000];
+    memset(bytes, 'A', sizeof(bytes));
+    accept_client(f);
+    hear(f, "PING\n");
+    say_bytes(f, bytes, sizeof(bytes));
+    hear_end(f);
+}
+
+START_TEST(endless_line_is_refused)
+{
+    play(talk_endlessly);
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_PROTOCOL);
+    end_play();
+}
+END_TEST
+
+static void answer_more_than_asked(struct fake *f)
+{
+    accept_client(f);
+    hear(f, "PING\n");
+    say(f, "OK\nVALUE 3\nbad\n");
+    accept_client(f);
+    hear(f, "GET k\n");
+    say(f, "MISS\n");
+}
+
+START_TEST(surplus_reply_answers_nothing)
+{
+    struct liara_cache_value value;
+    play(answer_more_than_asked);
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_OK);
+    ck_status(liara_cache_get(cache, "k", 1, &value), LIARA_CACHE_MISS);
+    end_play();
+}
+END_TEST
+
+static void close_when_idle(struct fake *f)
+{
+    accept_client(f);
+    hear(f, "PREFIX p/\n");
+    say(f, "OK\n");
+    hear(f, "PING\n");
+    say(f, "OK\n");
+    accept_client(f);
+    hear(f, "PREFIX p/\n");
+    say(f, "OK\n");
+    hear(f, "PUT k 3 flags=1 ttl=9 overwrite\nabc\n");
+    say(f, "STORED\n");
+}
+
+START_TEST(request_is_repeated_where_the_idle_connection_was_closed)
+{
+    const struct liara_cache_put_options options = {.flags = 1, .ttl = 9, .overwrite = true};
+    const struct timespec moment = {0, 50000000};
+    play(close_when_idle);
+    ck_status(liara_cache_prefix(cache, "p/", 2), LIARA_CACHE_OK);
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_OK);
+    nanosleep(&moment, NULL);
+    ck_status(liara_cache_put(cache, "k", 1, "abc", 3, &options), LIARA_CACHE_OK);
+    end_play();
+}
+END_TEST
+
+static void close_again_and_again(struct fake *f)
+{
+    accept_client(f);
+    accept_client(f);
+    hear(f, "PING\n");
+    hang_up(f);
+    struct pollfd more = {.fd = f->listener, .events = POLLIN};
+    if (poll(&more, 1, SHORT) > 0)
+        fault(f, "the client came a third time");
+}
+
+START_TEST(request_is_repeated_once)
+{
+    play(close_again_and_again);
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_UNREACHABLE);
+    end_play();
+}
+END_TEST
+
+static void refuse_prefix(struct fake *f)
+{
+    accept_client(f);
+    hear(f, "PREFIX p\n");
+    say(f, "ERROR denied not for you\n");
+    accept_client(f);
+    hear(f, "PREFIX p\n");
+    say(f, "ERROR denied not for you\n");
+    accept_client(f);
+    hear(f, "PREFIX\n");
+    say(f, "OK\n");
+}
+
+START_TEST(nothing_is_done_under_another_prefix)
+{
+    struct liara_cache_value value;
+    play(refuse_prefix);
+    ck_status(liara_cache_prefix(cache, "p", 1), LIARA_CACHE_ERROR_DENIED);
+    ck_status(liara_cache_get(cache, "k", 1, &value), LIARA_CACHE_ERROR_DENIED);
+    ck_status(liara_cache_prefix(cache, NULL, 0), LIARA_CACHE_OK);
+    end_play();
+}
+END_TEST
+
+static void store_small(struct fake *f)
+{
+    accept_client(f);
+    hear(f, "PUT k 2\n\n\n\n");
+    say(f, "STORED\n");
+    hear(f, "PUT k 0 flags=4294967295\n\n");
+    say(f, "EXISTS\n");
+    hear(f, "DELETE k\n");
+    say(f, "DELETED\n");
+    hear(f, "DELETE k\n");
+    say(f, "MISS\n");
+    hear(f, "HEAD k\n");
+    say(f, "SIZE 18446744073709551614 flags=3 ttl=2\n");
+    hear(f, "CLEAR\n");
+    say(f, "OK entries=12\n");
+    hear(f, "PERSIST\n");
+    say(f, "OK volatile\n");
+    hear(f, "PERSIST\n");
+    say(f, "OK\n");
+}
+
+START_TEST(small_requests)
+{
+    const struct liara_cache_put_options options = {.flags = UINT32_MAX};
+    struct liara_cache_value value;
+    uint64_t entries;
+    bool is_volatile;
+    play(store_small);
+    ck_status(liara_cache_put(cache, "k", 1, "\n\n", 2, NULL), LIARA_CACHE_OK);
+    ck_status(liara_cache_put(cache, "k", 1, NULL, 0, &options), LIARA_CACHE_EXISTS);
+    ck_status(liara_cache_delete(cache, "k", 1), LIARA_CACHE_OK);
+    ck_status(liara_cache_delete(cache, "k", 1), LIARA_CACHE_MISS);
+    ck_status(liara_cache_head(cache, "k", 1, &value), LIARA_CACHE_OK);
+    ck_assert_uint_eq(value.length, UINT64_MAX - 1);
+    ck_assert_uint_eq(value.flags, 3);
+    ck_assert_uint_eq(value.ttl, 2);
+    ck_status(liara_cache_clear(cache, &entries), LIARA_CACHE_OK);
+    ck_assert_uint_eq(entries, 12);
+    ck_status(liara_cache_persist(cache, &is_volatile), LIARA_CACHE_OK);
+    ck_assert(is_volatile);
+    ck_status(liara_cache_persist(cache, &is_volatile), LIARA_CACHE_OK);
+    ck_assert(!is_volatile);
+    end_play();
+}
+END_TEST
+
+static void inspect_twice(struct fake *f)
+{
+    const char *text = "name Sqlite3\nbackend sqlite\nnonsense\nsize 123456789012\nentries 42\n"
+                       "approximate 1\nother thing with spaces\n";
+    char line[32];
+    accept_client(f);
+    hear(f, "INSPECT\n");
+    snprintf(line, sizeof(line), "VALUE %zu\n", strlen(text));
+    say(f, line);
+    say(f, text);
+    say(f, "\n");
+    hear(f, "INSPECT\n");
+    say(f, "VALUE 13\nname In-Memory\n");
+}
+
+START_TEST(inspect_reads_the_lines)
+{
+    struct liara_cache_info info;
+    play(inspect_twice);
+    ck_status(liara_cache_inspect(cache, &info), LIARA_CACHE_OK);
+    ck_assert_str_eq(info.name, "Sqlite3");
+    ck_assert_str_eq(info.backend, "sqlite");
+    ck_assert_uint_eq(info.size, 123456789012);
+    ck_assert_uint_eq(info.entries, 42);
+    ck_assert(info.approximate);
+    ck_assert_ptr_nonnull(strstr(info.text, "other thing with spaces\n"));
+    liara_cache_free(info.text);
+    ck_status(liara_cache_inspect(cache, &info), LIARA_CACHE_PROTOCOL);
+    ck_assert_ptr_null(info.text);
+    end_play();
+}
+END_TEST
+
+static void hear_value(struct fake *f, const char *line, const char *value, size_t length)
+{
+    char *found = malloc(length + 1);
+    hear(f, line);
+    hear_bytes(f, found, length + 1);
+    if (memcmp(found, value, length) != 0 || found[length] != '\n')
+        fault(f, "the value is another one");
+    free(found);
+}
+
+static void hear_passed(struct fake *f, const char *line, const char *value, size_t length)
+{
+    char *found = malloc(length + 1);
+    int fd = hear_with_descriptor(f, line);
+    if (pread(fd, found, length, 0) != (ssize_t)length || memcmp(found, value, length) != 0)
+        fault(f, "the descriptor's value is another one");
+    close(fd);
+    free(found);
+}
+
+static void store_files(struct fake *f)
+{
+    char *value = large_value();
+    accept_client(f);
+    hear_value(f, "PUT small 1000\n", value, 1000);
+    say(f, "STORED\n");
+    hear_passed(f, "PUT large 1048576 fd\n", value, LARGE);
+    say(f, "STORED\n");
+    hear_passed(f, "PUT part 70000 flags=2 fd\n", value, 70000);
+    say(f, "EXISTS\n");
+    hear_value(f, "PUT rest 1048476\n", value + 100, LARGE - 100);
+    say(f, "STORED\n");
+    hear_value(f, "PUT beyond 0\n", value, 0);
+    say(f, "STORED\n");
+    free(value);
+}
+
+START_TEST(put_from_a_file)
+{
+    const struct liara_cache_put_options options = {.flags = 2};
+    char *value = large_value();
+    int fd = file_of(value, LARGE), small = file_of(value, 1000);
+    play(store_files);
+    ck_status(liara_cache_put_fd(cache, "small", 5, small, -1, NULL), LIARA_CACHE_OK);
+    ck_status(liara_cache_put_fd(cache, "large", 5, fd, -1, NULL), LIARA_CACHE_OK);
+    ck_status(liara_cache_put_fd(cache, "part", 4, fd, 70000, &options), LIARA_CACHE_EXISTS);
+    lseek(fd, 100, SEEK_SET);
+    ck_status(liara_cache_put_fd(cache, "rest", 4, fd, -1, NULL), LIARA_CACHE_OK);
+    ck_status(liara_cache_put_fd(cache, "long", 4, fd, LARGE, NULL), LIARA_CACHE_LOCAL);
+    lseek(fd, LARGE + 5, SEEK_SET);
+    ck_status(liara_cache_put_fd(cache, "beyond", 6, fd, -1, NULL), LIARA_CACHE_OK);
+    end_play();
+    close(fd);
+    close(small);
+    free(value);
+}
+END_TEST
+
+struct feed {
+    int fd;
+    const char *bytes;
+    size_t length;
+};
+
+static void *write_feed(void *arg)
+{
+    const struct feed *feed = arg;
+    for (size_t at = 0; at < feed->length;) {
+        ssize_t put = write(feed->fd, feed->bytes + at, feed->length - at);
+        if (put <= 0)
+            break;
+        at += (size_t)put;
+    }
+    close(feed->fd);
+    return NULL;
+}
+
+/* The read end of a pipe into which a thread writes the bytes, flags for pipe2(). */
+static int pipe_of(struct feed *feed, const char *bytes, size_t length, int flags,
+                   pthread_t *thread)
+{
+    int ends[2];
+    ck_assert_int_eq(pipe2(ends, O_CLOEXEC), 0);
+    ck_assert_int_eq(fcntl(ends[0], F_SETFL, flags), 0);
+    *feed = (struct feed){ends[1], bytes, length};
+    ck_assert_int_eq(pthread_create(thread, NULL, write_feed, feed), 0);
+    return ends[0];
+}
+
+static enum liara_cache_status put_pipe(const char *key, const char *bytes, size_t length,
+                                        int64_t announced, int flags)
+{
+    struct feed feed;
+    pthread_t thread;
+    int fd = pipe_of(&feed, bytes, length, flags, &thread);
+    enum liara_cache_status status =
+        liara_cache_put_fd(cache, key, strlen(key), fd, announced, NULL);
+    pthread_join(thread, NULL);
+    close(fd);
+    return status;
+}
+
+static void store_pipes(struct fake *f)
+{
+    char *value = large_value();
+    accept_client(f);
+    hear_value(f, "PUT short 100\n", value, 100);
+    say(f, "STORED\n");
+    hear_passed(f, "PUT long 1048576 fd\n", value, LARGE);
+    say(f, "STORED\n");
+    hear_value(f, "PUT known 1048576\n", value, LARGE);
+    say(f, "STORED\n");
+    hear_value(f, "PUT none 0\n", value, 0);
+    say(f, "STORED\n");
+    free(value);
+}
+
+START_TEST(put_from_a_pipe)
+{
+    char *value = large_value();
+    play(store_pipes);
+    ck_status(put_pipe("short", value, 100, -1, _i), LIARA_CACHE_OK);
+    ck_status(put_pipe("long", value, LARGE, -1, _i), LIARA_CACHE_OK);
+    ck_status(put_pipe("known", value, LARGE, LARGE, _i), LIARA_CACHE_OK);
+    ck_status(put_pipe("none", value, 0, -1, _i), LIARA_CACHE_OK);
+    end_play();
+    free(value);
+}
+END_TEST
+
+static void hear_too_little(struct fake *f)
+{
+    char bytes[16];
+    accept_client(f);
+    hear(f, "PUT k 1000\n");
+    hear_end(f);
+    accept_client(f);
+    hear(f, "PING\n");
+    say(f, "OK\n");
+    hear_bytes(f, bytes, 0);
+}
+
+START_TEST(pipe_that_ends_early_stores_nothing)
+{
+    play(hear_too_little);
+    ck_status(put_pipe("k", "abc", 3, 1000, 0), LIARA_CACHE_LOCAL);
+    ck_assert_int_eq(errno, ENODATA);
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_OK);
+    end_play();
+}
+END_TEST
+
+static void close_then_close(struct fake *f)
+{
+    accept_client(f);
+    accept_client(f);
+}
+
+START_TEST(pipe_of_known_length_is_not_repeated)
+{
+    const struct timespec moment = {0, 50000000};
+    play(close_then_close);
+    nanosleep(&moment, NULL);
+    ck_status(put_pipe("k", "abc", 3, 3, 0), LIARA_CACHE_UNREACHABLE);
+    end_play();
+}
+END_TEST
+
+static void refuse_early(struct fake *f)
+{
+    accept_client(f);
+    hear(f, "PUT k 1048576\n");
+    say(f, "ERROR too-large at most 1000 bytes\n");
+    if (f->parameter)
+        hang_up(f);
+    else
+        hear_bytes(f, (char[1000]){0}, 1000);
+    accept_client(f);
+    hear(f, "PING\n");
+    say(f, "OK\n");
+}
+
+/* The loop's index says whether the daemon closes or just reads no more. */
+START_TEST(refusal_is_heard_while_the_value_is_sent)
+{
+    char *value = large_value();
+    play_with(refuse_early, _i);
+    ck_status(liara_cache_put(cache, "k", 1, value, LARGE, NULL), LIARA_CACHE_ERROR_TOO_LARGE);
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_OK);
+    end_play();
+    free(value);
+}
+END_TEST
+
+static void send_large(struct fake *f)
+{
+    char *value = large_value();
+    accept_client(f);
+    hear(f, "GET k\n");
+    say(f, "VALUE 1048576 flags=5\n");
+    say_bytes(f, value, LARGE);
+    say(f, "\n");
+    hear(f, "PING\n");
+    say(f, "OK\n");
+    free(value);
+}
+
+START_TEST(get_large_value)
+{
+    char *expected = large_value();
+    struct liara_cache_value value;
+    play(send_large);
+    ck_status(liara_cache_get(cache, "k", 1, &value), LIARA_CACHE_OK);
+    ck_assert_uint_eq(value.length, LARGE);
+    ck_assert_mem_eq(value.bytes, expected, LARGE);
+    liara_cache_free(value.bytes);
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_OK);
+    end_play();
+    free(expected);
+}
+END_TEST
+
+START_TEST(get_to_a_descriptor)
+{
+    char *expected = large_value();
+    struct liara_cache_value value;
+    int fd = file_of("", 0);
+    play(send_large);
+    ck_status(liara_cache_get_fd(cache, "k", 1, fd, 0, &value), LIARA_CACHE_OK);
+    ck_assert_uint_eq(value.length, LARGE);
+    ck_assert_uint_eq(value.flags, 5);
+    ck_assert_ptr_null(value.bytes);
+    check_file(fd, expected, LARGE);
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_OK);
+    end_play();
+    close(fd);
+    free(expected);
+}
+END_TEST
+
+static void send_in_vain(struct fake *f)
+{
+    accept_client(f);
+    hear(f, "GET k\n");
+    say(f, "VALUE 5\nhello\n");
+    hear_end(f);
+}
+
+/* SIGPIPE has its default action here: a signal would end the test. */
+START_TEST(get_to_a_pipe_that_nobody_reads)
+{
+    struct liara_cache_value value;
+    int ends[2];
+    ck_assert_int_eq(pipe2(ends, O_CLOEXEC), 0);
+    close(ends[0]);
+    play(send_in_vain);
+    ck_status(liara_cache_get_fd(cache, "k", 1, ends[1], 0, &value), LIARA_CACHE_LOCAL);
+    ck_assert_int_eq(errno, EPIPE);
+    sigset_t pending;
+    sigpending(&pending);
+    ck_assert(!sigismember(&pending, SIGPIPE));
+    end_play();
+    close(ends[1]);
+}
+END_TEST
+
+static void send_three(struct fake *f)
+{
+    accept_client(f);
+    for (int i = 0; i < 3; i++) {
+        hear(f, "GET k\n");
+        say(f, "VALUE 5\nhello\n");
+    }
+}
+
+START_TEST(get_into_a_buffer)
+{
+    struct liara_cache_value value;
+    char buffer[6] = "......";
+    play(send_three);
+    ck_status(liara_cache_get_into(cache, "k", 1, buffer, 5, &value), LIARA_CACHE_OK);
+    ck_assert_mem_eq(buffer, "hello.", 6);
+    ck_assert_ptr_eq(value.bytes, buffer);
+    ck_status(liara_cache_get_into(cache, "k", 1, buffer, 4, &value), LIARA_CACHE_NO_ROOM);
+    ck_assert_uint_eq(value.length, 5);
+    ck_assert_ptr_null(value.bytes);
+    ck_status(liara_cache_get_into(cache, "k", 1, buffer, 6, &value), LIARA_CACHE_OK);
+    end_play();
+}
+END_TEST
+
+static void lend(struct fake *f)
+{
+    const struct timespec computing = {0, 3 * SHORT * 1000000L};
+    accept_client(f);
+    hear(f, "GET k lease=10\n");
+    say(f, "MISS lease\n");
+    hear(f, "GET k lease=10\n");
+    nanosleep(&computing, NULL);
+    say(f, "VALUE 3\nabc\n");
+    hear(f, "GET k lease=10\n");
+    say(f, "MISS\n");
+    hear(f, "GET k lease=10\n");
+    hear_end(f);
+}
+
+START_TEST(lease_waits_for_the_long_time)
+{
+    struct liara_cache_value value;
+    play(lend);
+    liara_cache_set_timeout(cache, SHORT);
+    liara_cache_set_long_timeout(cache, 10 * SHORT);
+    ck_status(liara_cache_get_lease(cache, "k", 1, 10, &value), LIARA_CACHE_LEASE);
+    ck_status(liara_cache_get_lease(cache, "k", 1, 10, &value), LIARA_CACHE_OK);
+    ck_assert_str_eq(value.bytes, "abc");
+    liara_cache_free(value.bytes);
+    ck_status(liara_cache_get_lease(cache, "k", 1, 10, &value), LIARA_CACHE_MISS);
+    liara_cache_set_long_timeout(cache, SHORT);
+    ck_status(liara_cache_get_lease(cache, "k", 1, 10, &value), LIARA_CACHE_TIMED_OUT);
+    end_play();
+}
+END_TEST
+
+static void answer_many(struct fake *f)
+{
+    char *value = large_value(), line[2048];
+    accept_client(f);
+    for (int i = 0; i < 600; i++) {
+        snprintf(line, sizeof(line), "GET %01000d\n", i);
+        hear(f, line);
+        if (i % 3 == 0) {
+            say(f, "MISS\n");
+        } else if (i % 3 == 1) {
+            say(f, "ERROR busy later\n");
+        } else {
+            snprintf(line, sizeof(line), "VALUE %d flags=%d\n", 100 * i, i);
+            say(f, line);
+            say_bytes(f, value, (size_t)i * 100);
+            say(f, "\n");
+        }
+    }
+    hear(f, "PING\n");
+    say(f, "OK\n");
+    free(value);
+}
+
+/* Both directions fill: 600 kB of questions, and answers that the daemon can't get rid of. */
+START_TEST(get_many_does_not_block_itself)
+{
+    enum { COUNT = 600 };
+    static char keys[COUNT][1001];
+    struct liara_cache_get_item items[COUNT];
+    char *expected = large_value();
+    for (int i = 0; i < COUNT; i++) {
+        snprintf(keys[i], sizeof(keys[i]), "%01000d", i);
+        items[i].key = keys[i];
+        items[i].key_length = 1000;
+    }
+    play(answer_many);
+    ck_status(liara_cache_get_many(cache, items, COUNT), LIARA_CACHE_OK);
+    for (int i = 0; i < COUNT; i++) {
+        static const enum liara_cache_status statuses[] = {LIARA_CACHE_MISS, LIARA_CACHE_ERROR_BUSY,
+                                                           LIARA_CACHE_OK};
+        ck_status(items[i].status, statuses[i % 3]);
+        if (i % 3 != 2) {
+            ck_assert_ptr_null(items[i].value.bytes);
+            continue;
+        }
+        ck_assert_uint_eq(items[i].value.length, (size_t)i * 100);
+        ck_assert_uint_eq(items[i].value.flags, (unsigned)i);
+        ck_assert_mem_eq(items[i].value.bytes, expected, (size_t)i * 100);
+        liara_cache_free(items[i].value.bytes);
+    }
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_OK);
+    end_play();
+    free(expected);
+}
+END_TEST
+
+/* Reads nothing at first, then answers with pauses. */
+static void store_many(struct fake *f)
+{
+    const struct timespec pause = {0, 100000000};
+    char *value = large_value();
+    accept_client(f);
+    nanosleep(&pause, NULL);
+    for (int i = 0; i < 1000; i++) {
+        size_t length = i % 100 == 99 ? LARGE : (size_t)i % 5000;
+        char line[64];
+        snprintf(line, sizeof(line), "PUT key%d %zu flags=%d\n", i, length, i + 1);
+        hear_value(f, line, value, length);
+        say(f, i % 2 ? "EXISTS\n" : "STORED\n");
+        if (i % 250 == 0)
+            nanosleep(&pause, NULL);
+    }
+    free(value);
+}
+
+START_TEST(put_many_waits_for_a_daemon_that_does_not_read)
+{
+    enum { COUNT = 1000 };
+    static char keys[COUNT][16];
+    static struct liara_cache_put_item items[COUNT];
+    char *value = large_value();
+    for (int i = 0; i < COUNT; i++) {
+        int length = snprintf(keys[i], sizeof(keys[i]), "key%d", i);
+        items[i] = (struct liara_cache_put_item){
+            .key = keys[i],
+            .key_length = (size_t)length,
+            .bytes = value,
+            .length = i % 100 == 99 ? LARGE : (size_t)i % 5000,
+            .options = {.flags = (uint32_t)i + 1},
+        };
+    }
+    play(store_many);
+    ck_status(liara_cache_put_many(cache, items, COUNT), LIARA_CACHE_OK);
+    for (int i = 0; i < COUNT; i++)
+        ck_status(items[i].status, i % 2 ? LIARA_CACHE_EXISTS : LIARA_CACHE_OK);
+    end_play();
+    free(value);
+}
+END_TEST
+
+static void die_between(struct fake *f)
+{
+    accept_client(f);
+    accept_client(f);
+    hear(f, "GET a\nGET b\nGET c\n");
+    say(f, "VALUE 1\nA\nVALUE 5\nhal");
+}
+
+/* Repeated on a new connection at first; what comes after an answer is not. */
+START_TEST(get_many_says_which_were_answered)
+{
+    struct liara_cache_get_item items[] = {{.key = "a", .key_length = 1},
+                                           {.key = "b", .key_length = 1},
+                                           {.key = "c", .key_length = 1}};
+    play(die_between);
+    ck_status(liara_cache_get_many(cache, items, 3), LIARA_CACHE_UNREACHABLE);
+    ck_status(items[0].status, LIARA_CACHE_OK);
+    ck_assert_str_eq(items[0].value.bytes, "A");
+    liara_cache_free(items[0].value.bytes);
+    ck_status(items[1].status, LIARA_CACHE_UNREACHABLE);
+    ck_assert_ptr_null(items[1].value.bytes);
+    ck_status(items[2].status, LIARA_CACHE_UNREACHABLE);
+    end_play();
+}
+END_TEST
+
+static void accept_only(struct fake *f)
+{
+    accept_client(f);
+    hear_end(f);
+}
+
+START_TEST(mistakes_are_told_and_nothing_is_sent)
+{
+    char long_key[LIARA_CACHE_KEY_MAX + 1] = "";
+    struct liara_cache_value value;
+    struct liara_cache_get_item items[] = {{.key = "a", .key_length = 1},
+                                           {.key = "", .key_length = 0}};
+    play(accept_only);
+    ck_status(liara_cache_get(cache, "", 0, &value), LIARA_CACHE_USAGE);
+    ck_status(liara_cache_get(cache, long_key, sizeof(long_key), &value), LIARA_CACHE_USAGE);
+    ck_assert_ptr_nonnull(strstr(liara_cache_error(cache), "1025"));
+    ck_status(liara_cache_put_fd(cache, "", 0, -1, -1, NULL), LIARA_CACHE_USAGE);
+    ck_status(liara_cache_put_fd(cache, "k", 1, -1, -1, NULL), LIARA_CACHE_LOCAL);
+    ck_status(liara_cache_get_lease(cache, "k", 1, 0, &value), LIARA_CACHE_USAGE);
+    ck_status(liara_cache_prefix(cache, long_key, sizeof(long_key)), LIARA_CACHE_USAGE);
+    ck_status(liara_cache_get_many(cache, items, 2), LIARA_CACHE_USAGE);
+    ck_status(liara_cache_get_many(cache, items, 0), LIARA_CACHE_OK);
+    liara_cache_disconnect(cache);
+    end_play();
+}
+END_TEST
+
+/* A reply that brings two descriptors nobody asked for. */
+static void send_descriptors(struct fake *f)
+{
+    char control[CMSG_SPACE(2 * sizeof(int))] = "";
+    char text[] = "OK\n";
+    struct iovec part = {text, 3};
+    struct msghdr message = {.msg_iov = &part,
+                             .msg_iovlen = 1,
+                             .msg_control = control,
+                             .msg_controllen = sizeof(control)};
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(2 * sizeof(int));
+    memcpy(CMSG_DATA(header), (int[]){f->listener, f->listener}, 2 * sizeof(int));
+    accept_client(f);
+    for (int i = 0; i < 2; i++) {
+        hear(f, "PING\n");
+        if (sendmsg(f->client, &message, MSG_NOSIGNAL) != 3)
+            fault(f, "can't send descriptors");
+    }
+}
+
+START_TEST(descriptors_are_neither_leaked_nor_inherited)
+{
+    unsigned before = count_descriptors();
+    play(send_descriptors);
+    for (int fd = 3; fd < 64; fd++) {
+        int flags = fcntl(fd, F_GETFD);
+        struct stat file;
+        if (flags >= 0 && fstat(fd, &file) == 0 && S_ISSOCK(file.st_mode))
+            ck_assert_msg(flags & FD_CLOEXEC, "descriptor %d would be inherited", fd);
+    }
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_OK);
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_OK);
+    end_play();
+    liara_cache_close(cache);
+    cache = NULL;
+    ck_assert_uint_eq(count_descriptors(), before);
+}
+END_TEST
+
+static void pong(struct fake *f)
+{
+    accept_client(f);
+    hear(f, "PING\n");
+    say(f, "OK\n");
+}
+
+START_TEST(open_finds_the_socket_in_the_environment)
+{
+    setenv("LIARA_CACHE_SOCKET", fake.path, 1);
+    start(&fake, pong, 0);
+    ck_assert_int_eq(liara_cache_open(&cache, NULL), LIARA_CACHE_OK);
+    ck_assert_str_eq(liara_cache_socket(cache), fake.path);
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_OK);
+    end_play();
+}
+END_TEST
+
+static const struct {
+    mode_t mode;
+    bool trusted;
+} folders[] = {{0700, true}, {0755, true}, {0770, false}, {0777, false}};
+
+START_TEST(open_trusts_only_the_users_own_folder)
+{
+    char folder[300], path[320];
+    snprintf(folder, sizeof(folder), "%s/liara-cached", fake.folder);
+    snprintf(path, sizeof(path), "%s/socket", folder);
+    ck_assert_int_eq(mkdir(folder, 0700), 0);
+    int listener = listen_at(path);
+    ck_assert_int_eq(chmod(folder, folders[_i].mode), 0);
+    unsetenv("LIARA_CACHE_SOCKET");
+    setenv("XDG_RUNTIME_DIR", fake.folder, 1);
+    liara_cache_open(&cache, NULL);
+    ck_assert_ptr_nonnull(cache);
+    ck_assert_int_eq(strcmp(liara_cache_socket(cache), path) == 0, folders[_i].trusted);
+    close(listener);
+    unlink(path);
+    rmdir(folder);
+}
+END_TEST
+
+START_TEST(open_without_a_daemon_gives_a_handle_that_tries_again)
+{
+    char long_path[200];
+    close(fake.listener);
+    unlink(fake.path);
+    ck_assert_int_eq(liara_cache_open(&cache, fake.path), LIARA_CACHE_UNREACHABLE);
+    ck_assert_ptr_nonnull(strstr(liara_cache_error(cache), fake.path));
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_UNREACHABLE);
+    fake.listener = listen_at(fake.path);
+    start(&fake, pong, 0);
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_OK);
+    ck_assert_str_eq(liara_cache_error(cache), "");
+    end_play();
+    liara_cache_close(cache);
+    memset(long_path, 'x', sizeof(long_path) - 1);
+    long_path[sizeof(long_path) - 1] = '\0';
+    ck_assert_int_eq(liara_cache_open(&cache, long_path), LIARA_CACHE_USAGE);
+}
+END_TEST
+
+static void slow_value(struct fake *f)
+{
+    const struct timespec pause = {0, 300000000};
+    accept_client(f);
+    hear(f, "GET k\n");
+    say(f, "VALUE 1000\n");
+    for (int i = 0; i < 4; i++) {
+        char quarter[250] = "";
+        say_bytes(f, quarter, sizeof(quarter));
+        nanosleep(&pause, NULL);
+    }
+    say(f, "\n");
+}
+
+struct seen {
+    unsigned calls;
+    uint64_t done, total;
+};
+
+static void see(void *arg, uint64_t done, uint64_t total)
+{
+    struct seen *seen = arg;
+    ck_assert_uint_ge(done, seen->done);
+    *seen = (struct seen){seen->calls + 1, done, total};
+}
+
+START_TEST(progress_is_told_while_it_lasts)
+{
+    struct liara_cache_value value;
+    struct seen seen = {0};
+    play(slow_value);
+    liara_cache_set_progress(cache, see, &seen);
+    ck_status(liara_cache_get(cache, "k", 1, &value), LIARA_CACHE_OK);
+    liara_cache_free(value.bytes);
+    ck_assert_uint_ge(seen.calls, 3);
+    ck_assert_uint_eq(seen.total, 1000);
+    ck_assert_uint_ge(seen.done, 250);
+    end_play();
+}
+END_TEST
+
+static void serve_hundred(struct fake *f)
+{
+    accept_client(f);
+    for (int i = 0; i < 100; i++) {
+        hear(f, "GET k\n");
+        say(f, "VALUE 5\nhello\n");
+    }
+}
+
+static void *use_a_handle(void *arg)
+{
+    struct fake *f = arg;
+    struct liara_cache *own;
+    struct liara_cache_value value;
+    uintptr_t hits = 0;
+    liara_cache_open(&own, f->path);
+    for (int i = 0; i < 100 && liara_cache_get(own, "k", 1, &value) == LIARA_CACHE_OK; i++) {
+        hits += strcmp(value.bytes, "hello") == 0;
+        liara_cache_free(value.bytes);
+    }
+    liara_cache_close(own);
+    return (void *)hits;
+}
+
+START_TEST(threads_each_use_a_handle)
+{
+    enum { THREADS = 4 };
+    struct fake daemons[THREADS];
+    pthread_t users[THREADS];
+    for (int i = 0; i < THREADS; i++) {
+        make_folder(&daemons[i]);
+        daemons[i].listener = listen_at(daemons[i].path);
+        start(&daemons[i], serve_hundred, 0);
+        ck_assert_int_eq(pthread_create(&users[i], NULL, use_a_handle, &daemons[i]), 0);
+    }
+    for (int i = 0; i < THREADS; i++) {
+        void *hits;
+        pthread_join(users[i], &hits);
+        pthread_join(daemons[i].thread, NULL);
+        ck_assert_uint_eq((uintptr_t)hits, 100);
+        ck_assert_str_eq(daemons[i].fault, "");
+        close(daemons[i].listener);
+        unlink(daemons[i].path);
+        rmdir(daemons[i].folder);
+    }
+}
+END_TEST
+
+static TCase *replies(void)
+{
+    TCase *tests = tcase_create("replies");
+    tcase_add_test(tests, get_brings_value_flags_and_ttl);
+    tcase_add_test(tests, get_takes_a_reply_byte_by_byte);
+    tcase_add_loop_test(tests, get_never_returns_part_of_a_value, 1, sizeof(cut_reply) - 1);
+    tcase_add_loop_test(tests, late_reply_answers_nothing, 0, 2);
+    tcase_add_test(tests, refusals_have_their_status_and_text);
+    tcase_add_loop_test(tests, nonsense_is_refused_and_the_connection_closed, 0,
+                        sizeof(nonsense) / sizeof(nonsense[0]));
+    tcase_add_test(tests, endless_line_is_refused);
+    tcase_add_test(tests, surplus_reply_answers_nothing);
+    tcase_add_test(tests, small_requests);
+    tcase_add_test(tests, inspect_reads_the_lines);
+    tcase_add_test(tests, lease_waits_for_the_long_time);
+    tcase_add_test(tests, progress_is_told_while_it_lasts);
+    return tests;
+}
+
+static TCase *connections(void)
+{
+    TCase *tests = tcase_create("connections");
+    tcase_add_test(tests, request_is_repeated_where_the_idle_connection_was_closed);
+    tcase_add_test(tests, request_is_repeated_once);
+    tcase_add_test(tests, nothing_is_done_under_another_prefix);
+    tcase_add_test(tests, mistakes_are_told_and_nothing_is_sent);
+    tcase_add_test(tests, descriptors_are_neither_leaked_nor_inherited);
+    tcase_add_test(tests, open_finds_the_socket_in_the_environment);
+    tcase_add_loop_test(tests, open_trusts_only_the_users_own_folder, 0,
+                        sizeof(folders) / sizeof(folders[0]));
+    tcase_add_test(tests, open_without_a_daemon_gives_a_handle_that_tries_again);
+    tcase_add_test(tests, threads_each_use_a_handle);
+    return tests;
+}
+
+static TCase *transfers(void)
+{
+    TCase *tests = tcase_create("transfers");
+    tcase_add_test(tests, put_from_a_file);
+    tcase_add_loop_test(tests, put_from_a_pipe, 0, 1);
+    tcase_add_loop_test(tests, put_from_a_pipe, O_NONBLOCK, O_NONBLOCK + 1);
+    tcase_add_test(tests, pipe_that_ends_early_stores_nothing);
+    tcase_add_test(tests, pipe_of_known_length_is_not_repeated);
+    tcase_add_loop_test(tests, refusal_is_heard_while_the_value_is_sent, 0, 2);
+    tcase_add_test(tests, get_large_value);
+    tcase_add_test(tests, get_to_a_descriptor);
+    tcase_add_test(tests, get_to_a_pipe_that_nobody_reads);
+    tcase_add_test(tests, get_into_a_buffer);
+    tcase_add_test(tests, get_many_does_not_block_itself);
+    tcase_add_test(tests, put_many_waits_for_a_daemon_that_does_not_read);
+    tcase_add_test(tests, get_many_says_which_were_answered);
+    return tests;
+}
+
+int main(void)
+{
+    TCase *cases[] = {replies(), connections(), transfers()};
+    Suite *suite = suite_create("client");
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        tcase_add_checked_fixture(cases[i], setup, teardown);
+        tcase_set_timeout(cases[i], 30);
+        suite_add_tcase(suite, cases[i]);
+    }
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed > 0;
+}
