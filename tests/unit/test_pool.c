@@ -267,7 +267,8 @@ struct load {
 
 static void submit_again(struct pool_task *task)
 {
-    struct load *load = container_of(container_of(task, struct job, task), struct load, job);
+    struct job *job = container_of(task, struct job, task);
+    struct load *load = container_of(job, struct load, job);
     if (clock_now() < load->until)
         pool_submit(load->pool, task);
     else
