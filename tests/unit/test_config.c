@@ -1,7 +1,8 @@
 /* The configuration: what a file and a command line may say, and what is answered to nonsense. */
+#include "suite.h"
+
 #include "../../daemon/config.h"
 
-#include <check.h>
 #include <fcntl.h>
 #include <sched.h>
 #include <stdarg.h>
@@ -1065,7 +1066,7 @@ END_TEST
 static Suite *config_suite(void)
 {
     Suite *suite = suite_create("config");
-    TCase *tests = tcase_create("config");
+    TCase *tests = suite_case(suite, "config", 60);
 
     tcase_add_checked_fixture(tests, setup, teardown);
     tcase_add_test(tests, defaults);
@@ -1104,17 +1105,10 @@ static Suite *config_suite(void)
     tcase_add_test(tests, changes_that_need_a_restart);
     tcase_add_test(tests, example_is_the_default);
     tcase_add_test(tests, manual_describes_every_option);
-    suite_add_tcase(suite, tests);
     return suite;
 }
 
 int main(void)
 {
-    SRunner *runner = srunner_create(config_suite());
-    int failed;
-
-    srunner_run_all(runner, CK_ENV);
-    failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return suite_run(config_suite());
 }
