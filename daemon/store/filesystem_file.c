@@ -1,0 +1,211 @@
+#include "filesystem_file.h"
+
+#include "../../proto/message.h"
+#include "../clock.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+static const uint64_t MAGIC = 0x314546415241494c; /* "LIARAFE1" where the lowest byte comes first */
+
+XXH128_hash_t fs_file_hash(const uint8_t *key, size_t length)
+{
+    return XXH3_128bits(key, length);
+}
+
+unsigned fs_file_folder(XXH128_hash_t hash)
+{
+    return (unsigned)(hash.high64 >> 56);
+}
+
+void fs_file_name(XXH128_hash_t hash, char name[FS_NAME_SIZE])
+{
+    static const char digits[] = "0123456789abcdef";
+    char *out = name;
+    for (unsigned i = 0; i < 32; i++) {
+        uint64_t half = i < 16 ? hash.high64 : hash.low64;
+        *out++ = digits[half >> (60 - i % 16 * 4) & 15];
+        if (i == 1)
+            *out++ = '/';
+    }
+    *out = '\0';
+}
+
+static int digit(char c)
+{
+    if (c >= '0' && c <= '9')
+        return c - '0';
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+bool fs_file_parse_name(unsigned folder, const char *name, XXH128_hash_t *hash)
+{
+    uint64_t halves[2] = {folder, 0};
+    for (unsigned i = 2; i < 32; i++) {
+        int value = digit(*name++);
+        if (value < 0)
+            return false;
+        halves[i / 16] = halves[i / 16] << 4 | (uint64_t)value;
+    }
+    hash->high64 = halves[0];
+    hash->low64 = halves[1];
+    return *name == '\0';
+}
+
+static uint64_t check_head(const struct fs_header *header, const uint8_t *key)
+{
+    const size_t start = offsetof(struct fs_header, end);
+    uint64_t fields = XXH3_64bits((const uint8_t *)header + start, sizeof(*header) - start);
+    return XXH3_64bits_withSeed(key, header->key_length, fields);
+}
+
+static void fill_header(struct fs_header *header, const struct value *value)
+{
+    bool ends = value->expires != CLOCK_NEVER;
+    *header = (struct fs_header){
+        .magic = MAGIC,
+        .end = clock_to_wall(value->expires),
+        .ttl = ends ? value->expires - clock_now() : CLOCK_NEVER,
+        .flags = value->flags,
+        .length = value->length,
+        .key_length = value->key_length,
+    };
+    header->head_check = check_head(header, value_key(value));
+    header->value_check =
+        XXH3_64bits_withSeed(value->data + value->key_length, value->length, header->head_check);
+}
+
+static bool write_all(int fd, struct iovec *parts, int count)
+{
+    while (count > 0) {
+        ssize_t done = writev(fd, parts, count);
+        if (done < 0 && errno != EINTR)
+            return false;
+        for (; count > 0 && done >= (ssize_t)parts->iov_len; parts++, count--)
+            done -= (ssize_t)parts->iov_len;
+        if (count > 0 && done > 0) {
+            parts->iov_base = (uint8_t *)parts->iov_base + done;
+            parts->iov_len -= (size_t)done;
+        }
+    }
+    return true;
+}
+
+int fs_file_write(int directory, const char *name, const struct value *value)
+{
+    struct fs_header header;
+    fill_header(&header, value);
+    /* writev() takes no pointer to const, and changes nothing. */
+    union {
+        const uint8_t *from;
+        void *to;
+    } data = {.from = value->data};
+    struct iovec parts[] = {
+        {.iov_base = &header, .iov_len = sizeof(header)},
+        {.iov_base = data.to, .iov_len = (size_t)value->key_length + value->length}};
+    int fd = openat(directory, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0)
+        return errno;
+    int error = write_all(fd, parts, 2) ? 0 : errno;
+    /* A file system may tell of a full disk or quota only now. */
+    if (close(fd) != 0 && error == 0 && errno != EINTR)
+        error = errno;
+    if (error != 0)
+        unlinkat(directory, name, 0);
+    return error;
+}
+
+/* Reads up to length bytes; fewer only at the file's end. Negative with errno. */
+static ssize_t read_at(int fd, uint8_t *bytes, size_t length, size_t offset)
+{
+    size_t have = 0;
+    while (have < length) {
+        ssize_t got = pread(fd, bytes + have, length - have, (off_t)(offset + have));
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return -1;
+        if (got == 0)
+            break;
+        have += (size_t)got;
+    }
+    return (ssize_t)have;
+}
+
+/* What a device can't read is damage like any other; what we lack ourselves is not. */
+static enum fs_file_result read_failed(const char **what)
+{
+    if (errno == ENOMEM || errno == EAGAIN)
+        return FS_FILE_FAILED;
+    *what = "it can't be read";
+    return FS_FILE_DAMAGED;
+}
+
+/* NULL, or what is wrong with the head of a file of size bytes. */
+static const char *judge(const struct fs_head *head, uint64_t size)
+{
+    const struct fs_header *header = &head->header;
+    if (head->have < sizeof(*header))
+        return "shorter than a header";
+    if (header->magic != MAGIC)
+        return "not an entry of this version";
+    if (header->key_length == 0 || header->key_length > MESSAGE_KEY_MAX)
+        return "impossible length of its key";
+    if (size != sizeof(*header) + (uint64_t)header->key_length + header->length)
+        return "its size is not what its header says";
+    if (head->have < sizeof(*header) + header->key_length)
+        return "shorter than its key";
+    if (check_head(header, fs_file_key(head)) != header->head_check)
+        return "wrong checksum of its header";
+    return NULL;
+}
+
+enum fs_file_result fs_file_read_head(int fd, struct fs_head *head, const char **what)
+{
+    struct stat st;
+    if (fstat(fd, &st) != 0)
+        return read_failed(what);
+    *what = "not a regular file";
+    if (!S_ISREG(st.st_mode))
+        return FS_FILE_DAMAGED;
+    size_t wanted = st.st_size < FS_HEAD_SIZE ? (size_t)st.st_size : FS_HEAD_SIZE;
+    ssize_t got = read_at(fd, head->bytes, wanted, 0);
+    if (got < 0)
+        return read_failed(what);
+    head->have = (size_t)got;
+    if (head->have >= sizeof(head->header))
+        memcpy(&head->header, head->bytes, sizeof(head->header));
+    *what = judge(head, (uint64_t)st.st_size);
+    return *what == NULL ? FS_FILE_OK : FS_FILE_DAMAGED;
+}
+
+const uint8_t *fs_file_key(const struct fs_head *head)
+{
+    return head->bytes + sizeof(head->header);
+}
+
+enum fs_file_result fs_file_read_value(int fd, const struct fs_head *head, struct value *value,
+                                       const char **what)
+{
+    uint8_t *bytes = value_bytes(value);
+    size_t start = sizeof(head->header) + head->header.key_length;
+    size_t have = head->have - start;
+    if (have > value->length)
+        have = value->length;
+    memcpy(bytes, head->bytes + start, have);
+    ssize_t got = read_at(fd, bytes + have, value->length - have, start + have);
+    if (got < 0)
+        return read_failed(what);
+    *what = "shorter than its value";
+    if (have + (size_t)got != value->length)
+        return FS_FILE_DAMAGED;
+    *what = "wrong checksum of its value";
+    bool same = XXH3_64bits_withSeed(bytes, value->length, head->header.head_check) ==
+                head->header.value_check;
+    return same ? FS_FILE_OK : FS_FILE_DAMAGED;
+}

@@ -1,0 +1,95 @@
+/*
+ * The folder of a filesystem store, with everything that touches an entry's file and its entry in
+ * the index together:
+ *
+ *   version      "1"
+ *   entries/ab/  256 folders, a file an entry (filesystem_file.h)
+ *   tmp/         files that are being written; emptied at the start
+ *   index        (filesystem_log.h)
+ *
+ * Files are put in place by a rename, whole or not at all, so who reads needs no lock. Who changes
+ * what lies under a name holds the lock of its folder over the change of file and index; that is
+ * also what makes put-if-absent atomic. The files are the truth, the index follows.
+ *
+ * Any thread. Numbers returned as "0 or errno" are logged by the caller, or told to the client.
+ */
+#ifndef LIARA_STORE_FILESYSTEM_TREE_H
+#define LIARA_STORE_FILESYSTEM_TREE_H
+
+#include "filesystem_file.h"
+#include "filesystem_index.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+enum {
+    FS_FEW = 64,  /* files, folders: so many are synced one by one, more all at once */
+    FS_BATCH = 64 /* entries gathered from the index at a time */
+};
+
+/* What is not on stable storage yet. */
+struct fs_dirty {
+    bool many; /* more than are named here: everything is to be synced */
+    unsigned files, folders;
+    XXH128_hash_t file[FS_FEW];
+    bool folder[FS_FOLDERS];
+};
+
+struct fs_tree {
+    char *directory; /* for what is said about it */
+    int root, entries, tmp;
+    struct fs_index *index;
+    _Atomic int64_t complain_after;
+    pthread_mutex_t folders[FS_FOLDERS];
+    pthread_mutex_t dirty_lock;
+    struct fs_dirty dirty; /* under dirty_lock */
+};
+
+/* Opens the store's folder, which exists, and reads its index. NULL, and why. */
+struct fs_tree *fs_tree_open(const char *directory, char *why, size_t size);
+
+/* clean: as fs_index_close(). NULL is fine. */
+void fs_tree_close(struct fs_tree *tree, bool clean);
+
+void fs_tree_lock(struct fs_tree *tree, XXH128_hash_t hash);
+void fs_tree_unlock(struct fs_tree *tree, XXH128_hash_t hash);
+
+/* The entry's file, opened to be read; -1 with errno. */
+int fs_tree_open_entry(struct fs_tree *tree, XXH128_hash_t hash);
+
+/* Whether an error says that the file is damaged, that we lack something (and not the file). */
+bool fs_tree_is_damage(int error);
+bool fs_tree_is_shortage(int error);
+
+/* As fs_file_read_head(), and that the entry belongs under its name. */
+enum fs_file_result fs_tree_read_head(int fd, XXH128_hash_t hash, struct fs_head *head,
+                                      const char **what);
+
+/*
+ * Looks at the entry's file and corrects the index by it; a damaged file is removed, with a line in
+ * the log. 0 or errno. settle: with the lock held; check takes it.
+ */
+int fs_tree_settle(struct fs_tree *tree, XXH128_hash_t hash);
+int fs_tree_check(struct fs_tree *tree, XXH128_hash_t hash);
+
+/* Removes the file that fd has opened and found damaged, if it is still in its place; takes the
+ * lock. */
+void fs_tree_discard(struct fs_tree *tree, XXH128_hash_t hash, int fd, const char *what);
+
+/* Removes file and entry, the lock held. 0, or errno; ENOENT: there was no file. *freed: bytes. */
+int fs_tree_remove(struct fs_tree *tree, XXH128_hash_t hash, uint64_t *freed);
+
+/* Moves the file of that name in tmp into its place and takes entry over, the lock held. 0 or
+ * errno. */
+int fs_tree_place(struct fs_tree *tree, const char *name, struct fs_entry *entry);
+
+/*
+ * What is dirty, which then is not any more, and in *epoch the epoch of the index that it ends:
+ * every entry of that epoch or an older one that is not durable is among it.
+ */
+struct fs_dirty fs_tree_take_dirty(struct fs_tree *tree, uint32_t *epoch);
+
+/* Logs what clients are told one by one, but not as often. */
+void fs_tree_complain(struct fs_tree *tree, int error, const char *what);
+
+#endif
