@@ -1,5 +1,5 @@
 /* What gets one value: into memory, a buffer, a descriptor. */
-#include "exchange.h"
+#include "ask.h"
 #include "file.h"
 #include "receive.h"
 
@@ -7,24 +7,24 @@
 #include <string.h>
 
 /* OK: the VALUE line is *reply and in *value, the bytes are still to be taken. */
-static enum liara_cache_status ask(struct liara_cache *cache, const void *key, size_t key_length,
-                                   uint32_t lease, struct reply *reply,
-                                   struct liara_cache_value *value)
+static enum liara_cache_status begin(struct liara_cache *cache, const void *key, size_t key_length,
+                                     uint32_t lease, struct reply *reply,
+                                     struct liara_cache_value *value)
 {
     struct request request;
     memset(value, 0, sizeof(*value));
     handle_begin(cache);
-    exchange_request(&request, VERB_GET);
+    ask_request(&request, VERB_GET);
     request.lease = lease;
-    enum liara_cache_status status = exchange_key(cache, &request, key, key_length);
+    enum liara_cache_status status = ask_key(cache, &request, key, key_length);
     if (status == LIARA_CACHE_OK)
-        status = exchange(cache, &request, NULL, reply);
+        status = ask(cache, &request, NULL, reply);
     if (status != LIARA_CACHE_OK)
         return status;
     if (reply->kind == REPLY_MISS)
         return reply->lease ? LIARA_CACHE_LEASE : LIARA_CACHE_MISS;
     if (reply->kind != REPLY_VALUE)
-        return exchange_unexpected(cache);
+        return ask_unexpected(cache);
     value->length = reply->length;
     value->flags = reply->flags;
     value->ttl = reply->ttl;
@@ -35,12 +35,12 @@ static enum liara_cache_status get(struct liara_cache *cache, const void *key, s
                                    uint32_t lease, struct liara_cache_value *value)
 {
     struct reply reply;
-    enum liara_cache_status status = ask(cache, key, key_length, lease, &reply, value);
+    enum liara_cache_status status = begin(cache, key, key_length, lease, &reply, value);
     if (status != LIARA_CACHE_OK)
         return status;
     status = receive_value(cache, &reply, value);
     if (status == LIARA_CACHE_OK)
-        exchange_end(cache);
+        ask_end(cache);
     return status;
 }
 
@@ -65,7 +65,7 @@ static enum liara_cache_status end_value(struct liara_cache *cache)
 {
     enum liara_cache_status status = wire_end_value(cache);
     if (status == LIARA_CACHE_OK)
-        exchange_end(cache);
+        ask_end(cache);
     return status;
 }
 
@@ -89,7 +89,7 @@ enum liara_cache_status liara_cache_get_into(struct liara_cache *cache, const vo
                                              struct liara_cache_value *value)
 {
     struct reply reply;
-    enum liara_cache_status status = ask(cache, key, key_length, 0, &reply, value);
+    enum liara_cache_status status = begin(cache, key, key_length, 0, &reply, value);
     if (status != LIARA_CACHE_OK)
         return status;
     wire_expect(&cache->wire, reply.length);
@@ -127,7 +127,7 @@ enum liara_cache_status liara_cache_get_fd(struct liara_cache *cache, const void
                                            struct liara_cache_value *value)
 {
     struct reply reply;
-    enum liara_cache_status status = ask(cache, key, key_length, lease, &reply, value);
+    enum liara_cache_status status = begin(cache, key, key_length, lease, &reply, value);
     if (status != LIARA_CACHE_OK)
         return status;
     return write_value(cache, fd, reply.length);

@@ -1,5 +1,5 @@
 /* INSPECT: lines "name value" into a struct. */
-#include "exchange.h"
+#include "ask.h"
 #include "receive.h"
 
 #include <errno.h>
@@ -57,16 +57,16 @@ enum liara_cache_status liara_cache_inspect(struct liara_cache *cache,
     struct liara_cache_value value;
     memset(info, 0, sizeof(*info));
     handle_begin(cache);
-    exchange_request(&request, VERB_INSPECT);
-    enum liara_cache_status status = exchange(cache, &request, NULL, &reply);
+    ask_request(&request, VERB_INSPECT);
+    enum liara_cache_status status = ask(cache, &request, NULL, &reply);
     if (status != LIARA_CACHE_OK)
         return status;
     if (reply.kind != REPLY_VALUE)
-        return exchange_unexpected(cache);
+        return ask_unexpected(cache);
     status = receive_value(cache, &reply, &value);
     if (status != LIARA_CACHE_OK)
         return status;
-    exchange_end(cache);
+    ask_end(cache);
     info->text = value.bytes;
     int saved = errno;
     read_lines(info);

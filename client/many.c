@@ -1,6 +1,6 @@
 /* Many requests on their way at once: they are sent while the replies are taken. */
 #include "../proto/line.h"
-#include "exchange.h"
+#include "ask.h"
 #include "receive.h"
 
 #include <stdlib.h>
@@ -40,9 +40,9 @@ static void add_item(struct liara_cache *cache, struct batch *batch, struct iove
 {
     struct request request;
     struct iovec key = {NULL, 0};
-    exchange_request(&request, batch->kind->verb);
+    ask_request(&request, batch->kind->verb);
     batch->kind->describe(batch, batch->asked++, &request, &key, value);
-    (void)exchange_key(cache, &request, key.iov_base, key.iov_len);
+    (void)ask_key(cache, &request, key.iov_base, key.iov_len);
     request.length = value->iov_len;
     batch->length += line_format_request(batch->bytes + batch->length, LINE_MAX_BYTES, &request);
     if (batch->kind->verb != VERB_PUT || value->iov_len > SMALL_BYTES)
@@ -103,12 +103,12 @@ static enum liara_cache_status run_batch(struct liara_cache *cache, struct batch
     do {
         struct wire_output output = {.descriptor = -1, .more = next_parts, .context = batch};
         batch->asked = 0;
-        status = exchange_connect(cache, &fresh);
+        status = ask_connect(cache, &fresh);
         if (status == LIARA_CACHE_OK) {
-            wire_begin(cache, &output, exchange_limit(cache, longest));
+            wire_begin(cache, &output, ask_limit(cache, longest));
             status = take_answers(cache, batch);
         }
-    } while (exchange_again(cache, fresh, status));
+    } while (ask_again(cache, fresh, status));
     for (size_t i = batch->answered; i < batch->count; i++)
         *batch->kind->status(batch, i) = status;
     return status;
@@ -149,7 +149,7 @@ static enum liara_cache_status answer_get(struct liara_cache *cache, const struc
     if (reply->kind == REPLY_MISS)
         return LIARA_CACHE_MISS;
     if (reply->kind != REPLY_VALUE)
-        return exchange_unexpected(cache);
+        return ask_unexpected(cache);
     return receive_value(cache, reply, &get_item(batch, index)->value);
 }
 
@@ -168,7 +168,7 @@ enum liara_cache_status liara_cache_get_many(struct liara_cache *cache,
         memset(&items[i].value, 0, sizeof(items[i].value));
         items[i].status = LIARA_CACHE_USAGE;
         if (bad == LIARA_CACHE_OK)
-            bad = exchange_check_key(cache, items[i].key_length);
+            bad = ask_check_key(cache, items[i].key_length);
     }
     if (bad != LIARA_CACHE_OK || count == 0)
         return bad;
@@ -198,7 +198,7 @@ static enum liara_cache_status answer_put(struct liara_cache *cache, const struc
     (void)index;
     if (reply->kind == REPLY_STORED)
         return LIARA_CACHE_OK;
-    return reply->kind == REPLY_EXISTS ? LIARA_CACHE_EXISTS : exchange_unexpected(cache);
+    return reply->kind == REPLY_EXISTS ? LIARA_CACHE_EXISTS : ask_unexpected(cache);
 }
 
 static enum liara_cache_status *status_put(const struct batch *batch, size_t index)
@@ -217,7 +217,7 @@ enum liara_cache_status liara_cache_put_many(struct liara_cache *cache,
         items[i].status = LIARA_CACHE_USAGE;
         longest = items[i].length > longest ? items[i].length : longest;
         if (bad == LIARA_CACHE_OK)
-            bad = exchange_check_key(cache, items[i].key_length);
+            bad = ask_check_key(cache, items[i].key_length);
     }
     if (bad != LIARA_CACHE_OK || count == 0)
         return bad;

@@ -1,5 +1,5 @@
 /* What puts one value: from memory, from a descriptor of any kind. */
-#include "exchange.h"
+#include "ask.h"
 #include "file.h"
 
 #include <errno.h>
@@ -15,18 +15,18 @@ enum {
 };
 
 struct memory_value {
-    struct exchange_value value;
+    struct ask_value value;
     const void *bytes;
     size_t length;
 };
 
 struct passed_value {
-    struct exchange_value value;
+    struct ask_value value;
     int fd;
 };
 
 struct streamed_value {
-    struct exchange_value value;
+    struct ask_value value;
     int fd;
     off_t offset; /* of the first byte; -1: the descriptor can't go back */
     bool begun;
@@ -41,26 +41,26 @@ static enum liara_cache_status begin(struct liara_cache *cache, const void *key,
                                      struct request *request)
 {
     handle_begin(cache);
-    exchange_request(request, VERB_PUT);
+    ask_request(request, VERB_PUT);
     if (options) {
         request->flags = options->flags;
         request->ttl = options->ttl;
         request->overwrite = options->overwrite;
     }
-    return exchange_key(cache, request, key, key_length);
+    return ask_key(cache, request, key, key_length);
 }
 
 static enum liara_cache_status put(struct liara_cache *cache, const struct request *request,
-                                   struct exchange_value *value)
+                                   struct ask_value *value)
 {
     struct reply reply;
-    enum liara_cache_status status = exchange(cache, request, value, &reply);
+    enum liara_cache_status status = ask(cache, request, value, &reply);
     if (status != LIARA_CACHE_OK || reply.kind == REPLY_STORED)
         return status;
-    return reply.kind == REPLY_EXISTS ? LIARA_CACHE_EXISTS : exchange_unexpected(cache);
+    return reply.kind == REPLY_EXISTS ? LIARA_CACHE_EXISTS : ask_unexpected(cache);
 }
 
-static bool start_memory(struct exchange_value *value, struct wire_output *output)
+static bool start_memory(struct ask_value *value, struct wire_output *output)
 {
     static char line_feed[] = "\n";
     const struct memory_value *memory = (const struct memory_value *)value;
@@ -89,7 +89,7 @@ enum liara_cache_status liara_cache_put(struct liara_cache *cache, const void *k
     return status == LIARA_CACHE_OK ? put_memory(cache, &request, bytes, length) : status;
 }
 
-static bool start_passed(struct exchange_value *value, struct wire_output *output)
+static bool start_passed(struct ask_value *value, struct wire_output *output)
 {
     output->descriptor = ((const struct passed_value *)value)->fd;
     return true;
@@ -135,7 +135,7 @@ static enum liara_cache_status next_chunk(struct liara_cache *cache, struct wire
     return LIARA_CACHE_OK;
 }
 
-static bool start_streamed(struct exchange_value *value, struct wire_output *output)
+static bool start_streamed(struct ask_value *value, struct wire_output *output)
 {
     struct streamed_value *streamed = (struct streamed_value *)value;
     if (streamed->begun && streamed->offset < 0)

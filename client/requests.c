@@ -1,30 +1,31 @@
 /* The requests without a value of the caller's: head, delete, prefix, clear, persist, ping. */
-#include "exchange.h"
+#include "ask.h"
 
 #include <string.h>
 
-static enum liara_cache_status ask_key(struct liara_cache *cache, enum verb verb, const void *key,
-                                       size_t key_length, struct reply *reply)
+static enum liara_cache_status send_key(struct liara_cache *cache, enum verb verb, const void *key,
+                                        size_t key_length, struct reply *reply)
 {
     struct request request;
     handle_begin(cache);
-    exchange_request(&request, verb);
-    enum liara_cache_status status = exchange_key(cache, &request, key, key_length);
+    ask_request(&request, verb);
+    enum liara_cache_status status = ask_key(cache, &request, key, key_length);
     if (status == LIARA_CACHE_OK)
-        status = exchange(cache, &request, NULL, reply);
+        status = ask(cache, &request, NULL, reply);
     if (status == LIARA_CACHE_OK && reply->kind == REPLY_MISS)
         return LIARA_CACHE_MISS;
     return status;
 }
 
-static enum liara_cache_status ask(struct liara_cache *cache, enum verb verb, struct reply *reply)
+static enum liara_cache_status send_plain(struct liara_cache *cache, enum verb verb,
+                                          struct reply *reply)
 {
     struct request request;
     handle_begin(cache);
-    exchange_request(&request, verb);
-    enum liara_cache_status status = exchange(cache, &request, NULL, reply);
+    ask_request(&request, verb);
+    enum liara_cache_status status = ask(cache, &request, NULL, reply);
     if (status == LIARA_CACHE_OK && reply->kind != REPLY_OK)
-        return exchange_unexpected(cache);
+        return ask_unexpected(cache);
     return status;
 }
 
@@ -33,11 +34,11 @@ enum liara_cache_status liara_cache_head(struct liara_cache *cache, const void *
 {
     struct reply reply;
     memset(value, 0, sizeof(*value));
-    enum liara_cache_status status = ask_key(cache, VERB_HEAD, key, key_length, &reply);
+    enum liara_cache_status status = send_key(cache, VERB_HEAD, key, key_length, &reply);
     if (status != LIARA_CACHE_OK)
         return status;
     if (reply.kind != REPLY_SIZE)
-        return exchange_unexpected(cache);
+        return ask_unexpected(cache);
     value->length = reply.length;
     value->flags = reply.flags;
     value->ttl = reply.ttl;
@@ -48,9 +49,9 @@ enum liara_cache_status liara_cache_delete(struct liara_cache *cache, const void
                                            size_t key_length)
 {
     struct reply reply;
-    enum liara_cache_status status = ask_key(cache, VERB_DELETE, key, key_length, &reply);
+    enum liara_cache_status status = send_key(cache, VERB_DELETE, key, key_length, &reply);
     if (status == LIARA_CACHE_OK && reply.kind != REPLY_DELETED)
-        return exchange_unexpected(cache);
+        return ask_unexpected(cache);
     return status;
 }
 
@@ -66,12 +67,12 @@ enum liara_cache_status liara_cache_prefix(struct liara_cache *cache, const void
     if (length > 0)
         memcpy(cache->prefix, prefix, length);
     cache->prefix_length = (uint32_t)length;
-    exchange_request(&request, VERB_PREFIX);
+    ask_request(&request, VERB_PREFIX);
     memcpy(request.key, cache->prefix, length);
     request.key_length = (uint32_t)length;
-    enum liara_cache_status status = exchange(cache, &request, NULL, &reply);
+    enum liara_cache_status status = ask(cache, &request, NULL, &reply);
     if (status == LIARA_CACHE_OK && reply.kind != REPLY_OK)
-        return exchange_unexpected(cache);
+        return ask_unexpected(cache);
     if (status != LIARA_CACHE_OK)
         wire_drop(&cache->wire);
     return status;
@@ -80,7 +81,7 @@ enum liara_cache_status liara_cache_prefix(struct liara_cache *cache, const void
 enum liara_cache_status liara_cache_clear(struct liara_cache *cache, uint64_t *entries)
 {
     struct reply reply;
-    enum liara_cache_status status = ask(cache, VERB_CLEAR, &reply);
+    enum liara_cache_status status = send_plain(cache, VERB_CLEAR, &reply);
     if (entries)
         *entries = status == LIARA_CACHE_OK ? reply.entries : 0;
     return status;
@@ -89,7 +90,7 @@ enum liara_cache_status liara_cache_clear(struct liara_cache *cache, uint64_t *e
 enum liara_cache_status liara_cache_persist(struct liara_cache *cache, bool *is_volatile)
 {
     struct reply reply;
-    enum liara_cache_status status = ask(cache, VERB_PERSIST, &reply);
+    enum liara_cache_status status = send_plain(cache, VERB_PERSIST, &reply);
     if (is_volatile)
         *is_volatile = status == LIARA_CACHE_OK && reply.is_volatile;
     return status;
@@ -98,5 +99,5 @@ enum liara_cache_status liara_cache_persist(struct liara_cache *cache, bool *is_
 enum liara_cache_status liara_cache_ping(struct liara_cache *cache)
 {
     struct reply reply;
-    return ask(cache, VERB_PING, &reply);
+    return send_plain(cache, VERB_PING, &reply);
 }
