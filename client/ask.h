@@ -14,7 +14,7 @@ struct ask_value {
     bool (*start)(struct ask_value *value, struct wire_output *output);
 };
 
-/* A request of that verb with all else zero; only the key's length of its bytes is set. */
+/* A request of that verb with all else zero; the key's bytes are not set. */
 void ask_request(struct request *request, enum verb verb);
 
 /* USAGE for a key that is empty or, with the prefix, too long. */
