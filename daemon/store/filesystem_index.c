@@ -228,21 +228,22 @@ static bool open_shards(struct fs_index *index)
     return ok;
 }
 
-struct fs_index *fs_index_open(int directory, uint32_t block, bool empty, char *why, size_t size)
+struct fs_index *fs_index_open(int directory, uint32_t block, XXH128_hash_t state, bool empty,
+                               char *why, size_t size)
 {
     struct fs_index *index = calloc(1, sizeof(*index));
     if (index == NULL || !open_shards(index)) {
         snprintf(why, size, "out of memory for the index of the store");
-        fs_index_close(index, false);
+        fs_index_close(index, NULL);
         return NULL;
     }
     index->block = block;
     index->earliest = CLOCK_NEVER;
     index->random = clock_tick();
     index->epoch = 1;
-    index->log = fs_log_open(directory, replay, index, &index->clean, why, size);
+    index->log = fs_log_open(directory, state, replay, index, &index->clean, why, size);
     if (index->log == NULL) {
-        fs_index_close(index, false);
+        fs_index_close(index, NULL);
         return NULL;
     }
     index->uncertain = FS_FOLDERS;
@@ -263,11 +264,11 @@ static void free_shard(struct shard *shard)
     pthread_mutex_destroy(&shard->lock);
 }
 
-void fs_index_close(struct fs_index *index, bool clean)
+void fs_index_close(struct fs_index *index, const XXH128_hash_t *state)
 {
     if (index == NULL)
         return;
-    fs_log_close(index->log, clean && fs_index_certain(index));
+    fs_log_close(index->log, fs_index_certain(index) ? state : NULL);
     for (unsigned i = 0; i < FS_FOLDERS; i++)
         free_shard(&index->shards[i]);
     free(index);

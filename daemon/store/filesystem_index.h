@@ -53,13 +53,17 @@ struct fs_entry *fs_entry_new(XXH128_hash_t hash, const uint8_t *key, size_t key
 
 /*
  * Opens the index of the store in directory, of which files take up multiples of block bytes.
- * empty: there is no file of an entry at all. NULL, and why. One thread.
+ * state: a summary of how the folders look; empty: they have no file at all. NULL, and why. One
+ * thread.
  */
-struct fs_index *fs_index_open(int directory, uint32_t block, bool empty, char *why, size_t size);
+struct fs_index *fs_index_open(int directory, uint32_t block, XXH128_hash_t state, bool empty,
+                               char *why, size_t size);
 
-/* Closes and frees; clean: all is on stable storage, so the next start may rely on it. One thread.
+/*
+ * Closes and frees. state: all is on stable storage, and the next start may rely on the index if it
+ * finds the folders like this; NULL: it may not. NULL for index is fine. One thread.
  */
-void fs_index_close(struct fs_index *index, bool clean);
+void fs_index_close(struct fs_index *index, const XXH128_hash_t *state);
 
 /*
  * Whether the key is there, which counts as a use of it; *facts where it is. An entry past its end

@@ -136,9 +136,8 @@ static void stream_close(struct stream *stream)
     *stream = (struct stream){.fd = -1};
 }
 
-static void add_mark(struct fs_log *log, struct stream *stream, enum fs_record_type type)
+static void add_mark(struct fs_log *log, struct stream *stream, struct fs_record record)
 {
-    struct fs_record record = {.type = (uint16_t)type};
     record.check = check_record(&record, NULL);
     pthread_mutex_lock(&log->lock);
     stream_add(stream, &record, NULL);
@@ -201,14 +200,13 @@ static bool reader_next(struct reader *reader, struct fs_record *record, const u
     return true;
 }
 
-/* What is to be kept of the file is reader->used bytes. *clean as fs_log_open() has it. */
+/* What is to be kept of the file is reader->used bytes; *last is the last record of them. */
 static bool read_records(struct fs_log *log, struct reader *reader, fs_log_replay *replay,
-                         void *arg, bool *clean)
+                         void *arg, struct fs_record *last)
 {
     struct fs_record record;
     const uint8_t *key;
     struct stat st;
-    uint16_t last = 0;
     if (!reader_fill(reader, sizeof(MAGIC)) || memcmp(reader->bytes, &MAGIC, sizeof(MAGIC)) != 0)
         return true;
     reader_use(reader, sizeof(MAGIC));
@@ -216,20 +214,20 @@ static bool read_records(struct fs_log *log, struct reader *reader, fs_log_repla
         if (!replay(arg, &record, key))
             return false;
         log->current.records++;
-        last = record.type;
+        *last = record;
     }
-    bool whole = fstat(reader->fd, &st) == 0 && (uint64_t)st.st_size == reader->used;
-    *clean = whole && last == FS_CLOSED;
-    if (!whole)
-        log_warning("the index file is damaged after %llu bytes; what it lacks is looked for",
-                    (unsigned long long)reader->used);
+    if (fstat(reader->fd, &st) == 0 && (uint64_t)st.st_size == reader->used)
+        return true;
+    log_warning("the index file is damaged after %llu bytes; what it lacks is looked for",
+                (unsigned long long)reader->used);
+    last->type = 0;
     return true;
 }
 
-/* Without its last mark (to cut needs no space on a full disk) the file is not clean any more. */
-static int begin_appending(struct fs_log *log, uint64_t used, bool clean)
+/* Without its mark (to cut needs no space on a full disk) the file is not clean any more. */
+static int begin_appending(struct fs_log *log, uint64_t used, bool marked)
 {
-    uint64_t keep = clean ? used - sizeof(struct fs_record) : used;
+    uint64_t keep = marked ? used - sizeof(struct fs_record) : used;
     int fd = log->current.fd;
     if (ftruncate(fd, (off_t)keep) != 0)
         return errno;
@@ -238,31 +236,32 @@ static int begin_appending(struct fs_log *log, uint64_t used, bool clean)
     return fsync(fd) == 0 ? 0 : errno;
 }
 
-static bool load(struct fs_log *log, fs_log_replay *replay, void *arg, bool *clean, char *why,
-                 size_t size)
+/* *last: the last record of a file that is whole, or one of no type. */
+static bool load(struct fs_log *log, fs_log_replay *replay, void *arg, struct fs_record *last,
+                 char *why, size_t size)
 {
     struct reader reader = {.fd = log->current.fd, .bytes = malloc(READ_SIZE)};
-    bool ok = reader.bytes != NULL && read_records(log, &reader, replay, arg, clean);
+    bool ok = reader.bytes != NULL && read_records(log, &reader, replay, arg, last);
     free(reader.bytes);
     if (!ok) {
         snprintf(why, size, "out of memory for the index of the store");
         return false;
     }
-    int error = begin_appending(log, reader.used, *clean);
+    int error = begin_appending(log, reader.used, last->type == FS_CLOSED);
     if (error != 0)
         snprintf(why, size, "can't write the store's index file: %s", strerror(error));
     return error == 0;
 }
 
-struct fs_log *fs_log_open(int directory, fs_log_replay *replay, void *arg, bool *clean, char *why,
-                           size_t size)
+struct fs_log *fs_log_open(int directory, XXH128_hash_t state, fs_log_replay *replay, void *arg,
+                           bool *clean, char *why, size_t size)
 {
+    struct fs_record last = {.type = 0};
     struct fs_log *log = calloc(1, sizeof(*log));
     if (log == NULL) {
         snprintf(why, size, "out of memory");
         return NULL;
     }
-    *clean = false;
     log->directory = directory;
     log->fresh.fd = -1;
     pthread_mutex_init(&log->lock, NULL);
@@ -271,21 +270,22 @@ struct fs_log *fs_log_open(int directory, fs_log_replay *replay, void *arg, bool
         openat(directory, INDEX, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (log->current.fd < 0)
         snprintf(why, size, "can't open the store's index file: %s", strerror(errno));
-    if (log->current.fd < 0 || !load(log, replay, arg, clean, why, size)) {
-        fs_log_close(log, false);
+    if (log->current.fd < 0 || !load(log, replay, arg, &last, why, size)) {
+        fs_log_close(log, NULL);
         return NULL;
     }
+    *clean = last.type == FS_CLOSED && XXH128_isEqual(last.hash, state);
     return log;
 }
 
-void fs_log_close(struct fs_log *log, bool clean)
+void fs_log_close(struct fs_log *log, const XXH128_hash_t *state)
 {
     if (log == NULL)
         return;
     if (log->fresh.fd >= 0)
         unlinkat(log->directory, INDEX_NEW, 0);
-    if (clean)
-        add_mark(log, &log->current, FS_CLOSED);
+    if (state != NULL)
+        add_mark(log, &log->current, (struct fs_record){.type = FS_CLOSED, .hash = *state});
     stream_sync(log, &log->current);
     stream_close(&log->fresh);
     stream_close(&log->current);
@@ -318,8 +318,9 @@ void fs_log_flush(struct fs_log *log)
 
 int fs_log_persist(struct fs_log *log)
 {
-    add_mark(log, &log->current, FS_PERSISTED);
-    add_mark(log, &log->fresh, FS_PERSISTED);
+    const struct fs_record mark = {.type = FS_PERSISTED};
+    add_mark(log, &log->current, mark);
+    add_mark(log, &log->fresh, mark);
     return stream_sync(log, &log->current);
 }
 

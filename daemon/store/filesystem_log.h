@@ -29,11 +29,11 @@ enum fs_record_type {
 
 /* As it stands in the file, in the machine's own byte order, followed by the key of a PUT. */
 struct fs_record {
-    uint64_t check; /* of all that follows, the key included; filled in by the log */
-    XXH128_hash_t hash;
-    int64_t end;  /* the wall clock's milliseconds, or CLOCK_NEVER */
-    int64_t ttl;  /* milliseconds left when this was written, or CLOCK_NEVER */
-    int64_t used; /* the wall clock's milliseconds of its last use */
+    uint64_t check;     /* of all that follows, the key included; filled in by the log */
+    XXH128_hash_t hash; /* of the key; of FS_CLOSED: the state that the folders were left in */
+    int64_t end;        /* the wall clock's milliseconds, or CLOCK_NEVER */
+    int64_t ttl;        /* milliseconds left when this was written, or CLOCK_NEVER */
+    int64_t used;       /* the wall clock's milliseconds of its last use */
     uint32_t length;
     uint16_t key_length;
     uint16_t type;
@@ -44,14 +44,17 @@ typedef bool fs_log_replay(void *arg, const struct fs_record *record, const uint
 
 /*
  * Opens the index file in directory, making it where it is missing or of no use, and calls replay
- * for its records. *clean: its last record is FS_CLOSED. From here on, until fs_log_close() says so
- * again, it is not. NULL, and why.
+ * for its records. *clean: the last is FS_CLOSED, and the folders are still in the state that it
+ * tells of. From here on, until fs_log_close() says so again, it is not. NULL, and why.
  */
-struct fs_log *fs_log_open(int directory, fs_log_replay *replay, void *arg, bool *clean, char *why,
-                           size_t size);
+struct fs_log *fs_log_open(int directory, XXH128_hash_t state, fs_log_replay *replay, void *arg,
+                           bool *clean, char *why, size_t size);
 
-/* Writes what waits, with the mark of a clean close if clean; frees. (one at a time) */
-void fs_log_close(struct fs_log *log, bool clean);
+/*
+ * Writes what waits and frees. state: all is in order and on stable storage, and this is how the
+ * folders are left; NULL: no mark of a clean close. NULL is fine. (one at a time)
+ */
+void fs_log_close(struct fs_log *log, const XXH128_hash_t *state);
 
 /* Appends a record; key may be NULL where key_length is 0. Any thread. */
 void fs_log_add(struct fs_log *log, struct fs_record record, const uint8_t *key);

@@ -316,6 +316,21 @@ static bool open_layout(struct fs_tree *tree, bool *fresh, char *why, size_t siz
     return tree->entries >= 0 && empty_tmp(tree, why, size) && make_entry_folders(tree, why, size);
 }
 
+/* When each folder was last changed: what differs was changed by somebody else, or is not ours. */
+static XXH128_hash_t folder_state(const struct fs_tree *tree)
+{
+    struct timespec changed[FS_FOLDERS];
+    memset(changed, 0, sizeof(changed));
+    for (unsigned i = 0; i < FS_FOLDERS; i++) {
+        char name[3];
+        struct stat st;
+        snprintf(name, sizeof(name), "%02x", i);
+        if (fstatat(tree->entries, name, &st, AT_SYMLINK_NOFOLLOW) == 0)
+            changed[i] = st.st_mtim;
+    }
+    return XXH3_128bits(changed, sizeof(changed));
+}
+
 static struct fs_tree *new_tree(const char *directory)
 {
     struct fs_tree *tree = calloc(1, sizeof(*tree));
@@ -336,7 +351,8 @@ struct fs_tree *fs_tree_open(const char *directory, char *why, size_t size)
     if (tree == NULL || tree->directory == NULL)
         snprintf(why, size, "out of memory");
     else if (open_layout(tree, &fresh, why, size))
-        tree->index = fs_index_open(tree->root, block_size(tree), fresh, why, size);
+        tree->index =
+            fs_index_open(tree->root, block_size(tree), folder_state(tree), fresh, why, size);
     if (tree != NULL && tree->index != NULL) {
         /* What the daemon before us left unsynced is ours to sync. */
         tree->dirty.many = !fs_index_certain(tree->index);
@@ -350,7 +366,8 @@ void fs_tree_close(struct fs_tree *tree, bool clean)
 {
     if (tree == NULL)
         return;
-    fs_index_close(tree->index, clean);
+    XXH128_hash_t state = clean ? folder_state(tree) : (XXH128_hash_t){0, 0};
+    fs_index_close(tree->index, clean ? &state : NULL);
     const int fds[] = {tree->tmp, tree->entries, tree->root};
     for (unsigned i = 0; i < sizeof(fds) / sizeof(fds[0]); i++) {
         if (fds[i] >= 0)

@@ -48,7 +48,7 @@ struct fs_tree {
 /* Opens the store's folder, which exists, and reads its index. NULL, and why. */
 struct fs_tree *fs_tree_open(const char *directory, char *why, size_t size);
 
-/* clean: as fs_index_close(). NULL is fine. */
+/* Closes and frees; clean: all is on stable storage. NULL is fine. */
 void fs_tree_close(struct fs_tree *tree, bool clean);
 
 void fs_tree_lock(struct fs_tree *tree, XXH128_hash_t hash);
