@@ -316,6 +316,7 @@ static const struct bad bad[] = {
     {SKIPS("PUT k 5 overwrite=1", 6), "takes no value"},
     {SKIPS("PUT k 5 overwrite overwrite", 6), "repeated option"},
     {SKIPS("PUT k 5 lease=5", 6), "unknown word lease=5"},
+    {SKIPS("PUT k 5 length=5", 6), "unknown word length=5"},
     {SKIPS("PUT k 5 fd=1", 6), "takes no value: fd=1"},
     {SKIPS("PUT k 5 ", 6), "space"},
     {SKIPS("PUT k 5  ttl=5", 6), "space"},
@@ -784,6 +785,22 @@ START_TEST(a_key_of_all_bytes)
 }
 END_TEST
 
+/* A key that is longer than its room: nothing is written behind the end. */
+START_TEST(keys_longer_than_their_room)
+{
+    static const char text[] = "%00kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk";
+    const size_t bytes = sizeof(text) - 1 - 2;
+    for (size_t size = 1; size <= bytes; size++) {
+        uint8_t *key = malloc(size);
+        ck_assert_ptr_nonnull(key);
+        ssize_t got = line_decode_key(key, size, text, sizeof(text) - 1);
+        ck_assert_int_eq(got, size < bytes ? -2 : (ssize_t)bytes);
+        ck_assert_uint_eq(key[size - 1], size == 1 ? 0 : 'k');
+        free(key);
+    }
+}
+END_TEST
+
 START_TEST(keys_of_no_bytes)
 {
     uint8_t key[1];
@@ -1063,6 +1080,7 @@ static void key_tests(Suite *suite)
     TCase *tests = suite_case(suite, "keys", TIMEOUT_SECONDS);
     tcase_add_test(tests, each_byte_of_a_key);
     tcase_add_test(tests, a_key_of_all_bytes);
+    tcase_add_test(tests, keys_longer_than_their_room);
     tcase_add_test(tests, keys_of_no_bytes);
 }
 
