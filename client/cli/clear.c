@@ -1,0 +1,14 @@
+#include "command.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+
+int command_clear(struct cli *cli)
+{
+    uint64_t entries;
+    enum liara_cache_status status = liara_cache_clear(cli->cache, &entries);
+    if (status != LIARA_CACHE_OK)
+        return report(cli, status);
+    printf("entries %" PRIu64 "\n", entries);
+    return finish_output();
+}

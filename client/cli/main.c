@@ -1,0 +1,132 @@
+/* liara-cache-cli: asks liara-cached, for scripts and people. */
+#include "command.h"
+#include "options.h"
+#include "progress.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+const struct command commands[] = {
+    {"get", "KEY [-o FILE]", "the value, to standard output", 1, 1, "O", false, command_get},
+    {"put", "KEY [FILE|-] [--overwrite]", "stores FILE or standard input", 1, 2, "TFW", false,
+     command_put},
+    {"head", "KEY", "the value's size, flags and time to live", 1, 1, "", false, command_head},
+    {"delete", "KEY", "removes the value", 1, 1, "", false, command_delete},
+    {"clear", "", "removes all, or all under --prefix", 0, 0, "", false, command_clear},
+    {"inspect", "[--json]", "what the cache holds, in all or under --prefix", 0, 0, "J", false,
+     command_inspect},
+    {"persist", "", "returns when all is on stable storage", 0, 0, "", false, command_persist},
+    {"ping", "", "whether the daemon answers", 0, 0, "", false, command_ping},
+    {"memo", "KEY -- COMMAND...", "what COMMAND printed when it ran last", 1, 1, "TLV", true,
+     command_memo},
+    {NULL, NULL, NULL, 0, 0, NULL, false, NULL},
+};
+
+void complain(const char *format, ...)
+{
+    char line[1024];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(line, sizeof(line), format, arguments);
+    va_end(arguments);
+    fprintf(stderr, "liara-cache-cli: %s\n", line);
+}
+
+static int result_of(enum liara_cache_status status)
+{
+    switch (status) {
+    case LIARA_CACHE_OK:
+        return RESULT_DONE;
+    case LIARA_CACHE_MISS:
+    case LIARA_CACHE_EXISTS:
+        return RESULT_MISS;
+    case LIARA_CACHE_USAGE:
+        return RESULT_USAGE;
+    case LIARA_CACHE_UNREACHABLE:
+    case LIARA_CACHE_TIMED_OUT:
+    case LIARA_CACHE_PROTOCOL:
+        return RESULT_UNREACHABLE;
+    case LIARA_CACHE_LOCAL:
+        return RESULT_LOCAL;
+    default:
+        return RESULT_REFUSED;
+    }
+}
+
+int report(struct cli *cli, enum liara_cache_status status)
+{
+    progress_clear(&cli->progress);
+    if (status >= LIARA_CACHE_USAGE)
+        complain("%s", liara_cache_error(cli->cache));
+    return result_of(status);
+}
+
+int finish_output(void)
+{
+    if (fflush(stdout) == 0 && !ferror(stdout))
+        return RESULT_DONE;
+    complain("can't write to standard output: %s", strerror(errno));
+    return RESULT_LOCAL;
+}
+
+static enum liara_cache_status open_cache(struct cli *cli)
+{
+    const struct arguments *arguments = &cli->arguments;
+    enum liara_cache_status status = liara_cache_open(&cli->cache, arguments->socket);
+    if (status != LIARA_CACHE_OK)
+        return status;
+    if (arguments->timeout > 0) {
+        unsigned most = UINT32_MAX / 1000;
+        unsigned seconds = arguments->timeout < most ? arguments->timeout : most;
+        liara_cache_set_timeout(cli->cache, seconds * 1000);
+    }
+    if (arguments->prefix)
+        status = liara_cache_prefix(cli->cache, arguments->prefix, strlen(arguments->prefix));
+    return status;
+}
+
+static int fail_to_open(struct cli *cli, enum liara_cache_status status)
+{
+    if (cli->cache)
+        return report(cli, status);
+    complain("no memory for a connection");
+    return RESULT_LOCAL;
+}
+
+static int call(struct cli *cli, const struct command *command)
+{
+    int result;
+    enum liara_cache_status status = open_cache(cli);
+    if (status == LIARA_CACHE_OK) {
+        if (isatty(STDERR_FILENO))
+            progress_start(&cli->progress, cli->cache);
+        result = command->call(cli);
+        progress_clear(&cli->progress);
+    } else if (command->alone) {
+        liara_cache_close(cli->cache);
+        cli->cache = NULL;
+        result = command->call(cli);
+    } else {
+        result = fail_to_open(cli, status);
+    }
+    liara_cache_close(cli->cache);
+    return result;
+}
+
+int main(int argc, char **argv)
+{
+    struct cli cli = {.cache = NULL};
+    const struct command *command;
+    if (!options_read(argc, argv, &cli.arguments, &command))
+        return RESULT_USAGE;
+    if (command)
+        return call(&cli, command);
+    if (cli.arguments.help)
+        options_help(stdout);
+    else
+        printf("liara-cache-cli %s\n", liara_cache_version());
+    return finish_output();
+}
