@@ -236,8 +236,7 @@ static enum fault read_value(struct reader *line, void *message, const struct fi
     return FAULT_NONE;
 }
 
-/* Finds the option that word names; *digits is what stands after its '=', NULL where it has none.
- */
+/* The option that word names; *digits is what stands after its '=', NULL where it has none. */
 static enum field find_option(const struct reader *line, struct word word, struct word *digits)
 {
     const char *equals = memchr(word.at, '=', word.length);
@@ -300,8 +299,7 @@ static enum fault read_fields(struct reader *line, void *message)
     return (line->form->required & ~seen) == 0 ? FAULT_NONE : FAULT_MISSING;
 }
 
-/* Copies eight bytes if all of them stand for themselves in a key; all eight are looked at at once.
- */
+/* Copies eight bytes of a key if all stand for themselves, which is found of all at once. */
 static bool copy_plain(void *out, const void *in)
 {
     const uint64_t ones = UINT64_C(0x0101010101010101);
