@@ -1,0 +1,128 @@
+#!/usr/bin/env python3
+"""Measures liara-cached beside memcached, redis-server and a bare server, all on Unix sockets.
+
+It starts what it measures in a temporary folder and stops it. Servers take turns within a round;
+what is quoted is the median, over the rounds, of the ratio within a round, with its range.
+"""
+
+import argparse
+import datetime
+import os
+import platform
+import resource
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+
+import cases
+import measure
+import report
+import servers
+
+
+def arguments():
+    quick = os.environ.get("QUICK", "") not in ("", "0")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--build", default="build", help="where liara-cached and bench/ are")
+    parser.add_argument("--only", default="", help="cases, separated by commas; * at the end: all "
+                        "that begin so")
+    parser.add_argument("--list", action="store_true", help="name the cases and end")
+    parser.add_argument("--quick", action="store_true", default=quick, help="as QUICK=1: fewer, "
+                        "shorter rounds, smaller stores")
+    parser.add_argument("--rounds", type=int, help="default 5, quick 3")
+    parser.add_argument("--seconds", type=float, help="of one run; default 1, quick 0.3")
+    parser.add_argument("--workers", type=int, default=min(4, os.cpu_count()),
+                        help="of this daemon, threads of memcached and the bare server")
+    parser.add_argument("--daemon-option", dest="daemon_options", action="append", default=[],
+                        metavar="KEY=VALUE", help="for liara-cached; may be repeated")
+    parser.add_argument("--no-strace", dest="strace", action="store_false")
+    parser.add_argument("--json", help="default BUILD/bench/bench.json")
+    settings = parser.parse_args()
+    settings.build = os.path.abspath(settings.build)
+    settings.rounds = settings.rounds or (3 if settings.quick else 5)
+    settings.seconds = settings.seconds or (0.3 if settings.quick else 1.0)
+    settings.warm = 0.1 if settings.quick else 0.3
+    settings.json = settings.json or os.path.join(settings.build, "bench", "bench.json")
+    return settings
+
+
+def chosen(only):
+    """The cases that --only names; ValueError where a name fits none."""
+    if not only:
+        return list(cases.CASES)
+    wanted = []
+    for name in only.split(","):
+        fits = [case for case in cases.CASES
+                if case == name or (name.endswith("*") and case.startswith(name[:-1]))]
+        if not fits:
+            raise ValueError(f"no case {name}; --list names them")
+        wanted += fits
+    return [case for case in cases.CASES if case in wanted]
+
+
+def processor():
+    with open("/proc/cpuinfo") as info:
+        for line in info:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def facts_of(settings):
+    return {"date": datetime.date.today().isoformat(), "processor": processor(),
+            "processors": os.cpu_count(), "kernel": platform.release(),
+            "rounds": settings.rounds, "seconds": settings.seconds, "workers": settings.workers,
+            "quick": settings.quick, "load average before": os.getloadavg()[0]}
+
+
+def run(bench, names):
+    for name in names:
+        title, function = cases.CASES[name]
+        print(f"{name}: {title} ...", end="", file=sys.stderr, flush=True)
+        started = time.monotonic()
+        try:
+            function(bench)
+            print(f" {time.monotonic() - started:.1f} s", file=sys.stderr)
+        except (servers.Missing, RuntimeError) as error:
+            print(f" {error}", file=sys.stderr)
+            bench.rows.append(measure.Row(name, title, "could not be measured", "", {},
+                                          verdict="missed", note=str(error)))
+            bench.stop_all()
+
+
+def main():
+    settings = arguments()
+    if settings.list:
+        for name, (title, _) in cases.CASES.items():
+            print(f"{name:24} {title}")
+        return 0
+    try:
+        names = chosen(settings.only)
+    except ValueError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    facts = facts_of(settings)
+    started = time.monotonic()
+    folder = tempfile.mkdtemp(prefix="liara-bench-")
+    bench = measure.Bench(settings, folder)
+    try:
+        run(bench, names)
+    finally:
+        bench.stop_all()
+        shutil.rmtree(folder, ignore_errors=True)
+    facts["took seconds"] = round(time.monotonic() - started)
+    facts["used by others"] = round(statistics.median(bench.foreign), 3) if bench.foreign else None
+    print(report.table(bench.rows))
+    if bench.calls:
+        print("\n" + report.calls_table(bench.calls))
+    print(f"\n{report.verdicts(bench.rows)}. " + "; ".join(f"{k} {v}" for k, v in facts.items()))
+    report.write_json(settings.json, facts, bench.rows, bench.calls, bench.raw)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

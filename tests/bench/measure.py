@@ -1,0 +1,210 @@
+"""What the cases are made of: rounds in turns, ratios within a round, rows of the result."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import time
+
+import servers
+
+
+@dataclasses.dataclass
+class Row:
+    """One line of the result: a figure of ours beside the others', a ratio, a target."""
+
+    case: str
+    title: str
+    figure: str
+    unit: str
+    values: dict                 # server: median
+    ratio: float = None          # median of the rounds
+    low: float = None
+    high: float = None
+    against: str = ""            # the server the ratio is to
+    target: float = None
+    larger_is_better: bool = False
+    verdict: str = ""            # met, missed, not built; empty: shown for information
+    note: str = ""
+
+
+@dataclasses.dataclass
+class Figure:
+    """A figure of the load generator: its name in the JSON, how to show it, which way is better."""
+
+    key: str
+    name: str
+    unit: str
+    larger_is_better: bool = False
+
+
+CPU = Figure("server_cpu_ns", "server CPU per request", "ns")
+RATE = Figure("rate", "requests per second", "/s", True)
+P50 = Figure("p50_us", "latency p50", "us")
+P99 = Figure("p99_us", "latency p99", "us")
+P999 = Figure("p999_us", "latency p99.9", "us")
+
+
+def row_of(case, title, figure, rounds, ours, others, target=None):
+    """The row of one figure: the ratio is to that of the others that is hardest to beat."""
+    names = [name for name in rounds[0] if all(figure.key in r[name] for r in rounds)]
+    values = {name: statistics.median(r[name][figure.key] for r in rounds) for name in names}
+    row = Row(case, title, figure.name, figure.unit, values, target=target,
+              larger_is_better=figure.larger_is_better)
+    best = None
+    for other in others:
+        if other not in names:
+            continue
+        ratios = [r[ours][figure.key] / r[other][figure.key] for r in rounds]
+        ratio = statistics.median(ratios)
+        harder = best is None or (ratio < best if figure.larger_is_better else ratio > best)
+        if harder:
+            best = ratio
+            row.ratio, row.low, row.high, row.against = ratio, min(ratios), max(ratios), other
+    return judged(row)
+
+
+def judged(row):
+    """Fills in the verdict of a row that has a ratio and a target."""
+    if row.target is not None and row.ratio is not None:
+        good = row.ratio >= row.target if row.larger_is_better else row.ratio <= row.target
+        row.verdict = "met" if good else "missed"
+    return row
+
+
+def not_built(case, title, figure, unit, target, note):
+    return Row(case, title, figure, unit, {}, target=target, verdict="not built", note=note)
+
+
+class Bench:
+    """The settings of a run, its servers, and what it measured."""
+
+    def __init__(self, settings, folder):
+        self.settings = settings
+        self.folder = folder
+        self.running = []
+        self.lineup_key = None
+        self.rows = []
+        self.raw = {}
+        self.calls = {}
+        self.foreign = []
+        self.count = 0
+
+    def tool(self, name):
+        path = os.path.join(self.settings.build, "bench", name)
+        if not os.access(path, os.X_OK):
+            raise servers.Missing(f"{path} is not built")
+        return path
+
+    def liara(self, name="liara", backend="memory", options=(), workers=None):
+        return servers.Liara(name, self.own_folder(), workers or self.settings.workers,
+                             self.settings.build, backend,
+                             list(self.settings.daemon_options) + list(options))
+
+    def memcached(self, name="memcached", largest=0):
+        return servers.Memcached(name, self.own_folder(), self.settings.workers, largest)
+
+    def redis(self, name="redis"):
+        return servers.Redis(name, self.own_folder(), self.settings.workers)
+
+    def bare(self, name="bare", size=100, puts=False):
+        return servers.Bare(name, self.own_folder(), self.settings.workers, self.settings.build,
+                            size, puts)
+
+    def own_folder(self):
+        """A new folder for a server, so that no two ever share a socket or a store."""
+        self.count += 1
+        path = os.path.join(self.folder, str(self.count))
+        os.mkdir(path, 0o700)
+        return path
+
+    def lineup(self, key, make, fill):
+        """Starts what make() returns and fills each, unless exactly that is running already."""
+        if key != self.lineup_key:
+            self.stop_all()
+            for server in make():
+                self.running.append(server)
+                server.start()
+                fill(server)
+            self.lineup_key = key
+        return self.running
+
+    def start(self, server):
+        """Starts a server that stop_all() stops."""
+        self.running.append(server)
+        return server.start()
+
+    def stop_all(self):
+        for server in reversed(self.running):
+            server.stop()
+        self.running = []
+        self.lineup_key = None
+
+    def load_command(self, server, arguments):
+        command = [self.tool("load"), "--peer", server.peer]
+        for pid in server.pids():
+            command += ["--pid", str(pid)]
+        return command + [str(argument) for argument in arguments] + [server.socket]
+
+    def load(self, server, arguments):
+        """One run of the load generator; its result, or RuntimeError with what it said."""
+        done = subprocess.run(self.load_command(server, arguments), capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"load on {server.name}: {done.stderr.strip()}")
+        return json.loads(done.stdout)
+
+    def timed_load(self, server, arguments):
+        settings = self.settings
+        result = self.load(server, ["--warm", settings.warm, "--seconds", settings.seconds]
+                           + list(arguments))
+        threads = arguments[arguments.index("--threads") + 1] if "--threads" in arguments else 1
+        used = result["server_cores"] + result["load_share"] * threads
+        self.foreign.append(max(0.0, result["machine_busy"] - used / os.cpu_count()))
+        return result
+
+    def fill(self, server, size, keys, first=0):
+        """Puts keys 0 to keys - 1, each of size bytes."""
+        if not server.own_value:
+            return
+        batch = 16 if size <= 4096 else 1
+        self.load(server, ["--put-percent", 100, "--in-sequence", "--count", keys, "--keys", keys,
+                           "--first-key", first, "--size", size, "--connections", 4,
+                           "--in-flight", batch])
+
+    def rounds(self, case, runs):
+        """Calls each of runs (name: function) once a round, in turns; a list of {name: result}."""
+        results = []
+        for _ in range(self.settings.rounds):
+            results.append({name: run() for name, run in runs.items()})
+        self.raw[case] = results
+        return results
+
+    def system_calls(self, case, server, arguments, requests):
+        """System calls a request, by name, in a short run under strace."""
+        out = os.path.join(self.folder, "strace.out")
+        strace = subprocess.Popen([servers.program("strace"), "-c", "-f", "-o", out, "-p",
+                                   str(server.pid)], stderr=subprocess.PIPE, text=True)
+        if "attached" not in strace.stderr.readline():
+            raise RuntimeError(f"strace can't attach to {server.name}: "
+                               + strace.stderr.read().strip())
+        try:
+            self.load(server, list(arguments) + ["--count", requests])
+        finally:
+            strace.send_signal(signal.SIGINT)
+            strace.communicate()
+        self.calls.setdefault(case, {})[server.name] = read_strace(out, requests)
+
+
+def read_strace(path, requests):
+    """{name: calls a request, ..., "all": their sum} from a table of strace -c."""
+    calls = {}
+    with open(path) as table:
+        for line in table:
+            found = re.match(r"\s*[\d.]+\s+[\d.]+\s+\d+\s+(\d+)\s+(?:\d+\s+)?(\w+)$", line)
+            if found and found.group(2) != "total":
+                calls[found.group(2)] = int(found.group(1)) / requests
+    calls["all"] = sum(calls.values())
+    return calls

@@ -1,0 +1,89 @@
+"""The result as a table for a terminal, and as bench.json."""
+
+import dataclasses
+import json
+
+UNITS = (("ns", 1), ("us", 1e3), ("ms", 1e6), ("s", 1e9))
+
+
+def shown(value, unit):
+    """A number in few digits with a unit that suits it."""
+    if value is None:
+        return ""
+    scale = dict(UNITS).get(unit)
+    if scale is not None:
+        value *= scale
+        for name, factor in reversed(UNITS):
+            if value >= factor or name == "ns":
+                return f"{value / factor:.3g} {name}" if value < 999.5 * factor else \
+                    f"{value / factor:.0f} {name}"
+    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g} {letter}{unit}"
+    return f"{value:.3g} {unit}"
+
+
+def ratio_text(row):
+    if row.ratio is None:
+        return row.note
+    return f"{row.ratio:.2f} ({row.low:.2f}-{row.high:.2f}) of {row.against}"
+
+
+def target_text(row):
+    if row.target is None:
+        return ""
+    return f"{'>=' if row.larger_is_better else '<='} {row.target:.2f}"
+
+
+def aligned(lines):
+    """Lines of cells as text, each column as wide as its widest cell."""
+    widths = [max(len(cell) for cell in column) for column in zip(*lines)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
+            for line in lines]
+
+
+def table(rows):
+    """All rows, a case's together under its title; the servers' own figures first."""
+    names = []
+    for row in rows:
+        names += [name for name in row.values if name not in names]
+    lines = [["", *names, "ours: median ratio (range)", "target", ""]]
+    titles = {}
+    for row in rows:
+        titles.setdefault(len(lines), row.title)
+        lines.append(["  " + row.figure, *(shown(row.values.get(name), row.unit) for name in names),
+                      ratio_text(row), target_text(row), row.verdict])
+    text, last = [], None
+    for index, line in enumerate(aligned(lines)):
+        title = titles.get(index)
+        if title is not None and title != last:
+            text += ["", title]
+            last = title
+        text.append(line)
+    return "\n".join(text)
+
+
+def calls_table(calls):
+    """System calls per request, a line for each case and server."""
+    lines = [["System calls per request", "server", "all", "which"]]
+    for case, servers in calls.items():
+        for server, counts in servers.items():
+            which = sorted((count, name) for name, count in counts.items() if name != "all")
+            lines.append([case, server, f"{counts['all']:.2f}",
+                          ", ".join(f"{name} {count:.2f}" for count, name in reversed(which)
+                                    if count >= 0.005)])
+            case = ""
+    return "\n".join(aligned(lines))
+
+
+def verdicts(rows):
+    counts = {name: sum(row.verdict == name for row in rows)
+              for name in ("met", "missed", "not built")}
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def write_json(path, facts, rows, calls, raw):
+    with open(path, "w") as out:
+        json.dump({"run": facts, "rows": [dataclasses.asdict(row) for row in rows],
+                   "system_calls": calls, "rounds": raw}, out, indent=1)
+        out.write("\n")
