@@ -53,7 +53,7 @@ static const struct option options[] = {
      "how long a connection may ask nothing; 0: for ever"},
     {"request-timeout", OPTION_TIME, AT(request_timeout), 0, 10 * YEAR, true, "30s", NULL,
      "how long a client may pause inside a request or reply; 0: for ever"},
-    {"stop-timeout", OPTION_TIME, AT(stop_timeout), 1, DAY, false, "5s", NULL,
+    {"stop-timeout", OPTION_TIME, AT(stop_timeout), 1, DAY, true, "5s", NULL,
      "how long pending requests may take when the daemon stops"},
     {"log-level", OPTION_LEVEL, AT(log_level), 0, UINT64_MAX, true, "info", NULL,
      "error, warning, info or debug"},

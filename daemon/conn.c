@@ -27,12 +27,22 @@ enum conn_state {
     CONN_GONE     /* closed; here only until the router's work is back */
 };
 
+/* A descriptor that came with the bytes up to end, an index into the buffer. */
+struct passed {
+    int fd;
+    uint32_t end;
+};
+
+/* One for the line that is being completed, one for the line behind it. */
+enum { PASSED_MAX = 2 };
+
 struct conn {
     struct conn_link link;
     struct worker *worker;
     struct event readable, writable;
     int fd;
-    int passed_fd; /* came with bytes in the buffer, or -1 */
+    unsigned passed_count;
+    struct passed passed[PASSED_MAX]; /* in the order in which they came */
     enum conn_state state;
     bool reading;  /* readable is added */
     bool blocked;  /* writable is added: replies wait for the client to read */
@@ -47,14 +57,28 @@ struct conn {
     struct exchange exchange;
 };
 
+/* Takes the first descriptor off the list; it is the caller's. */
+static int take_passed(struct conn *conn)
+{
+    int fd = conn->passed[0].fd;
+    conn->passed_count--;
+    memmove(&conn->passed[0], &conn->passed[1], conn->passed_count * sizeof(conn->passed[0]));
+    return fd;
+}
+
+static void close_passed(struct conn *conn)
+{
+    while (conn->passed_count > 0)
+        close(take_passed(conn));
+}
+
 /* Gives back all but the memory, which stays until the router's work is back. */
 static void release(struct conn *conn)
 {
     event_del(&conn->readable);
     event_del(&conn->writable);
     close(conn->fd);
-    if (conn->passed_fd >= 0)
-        close(conn->passed_fd);
+    close_passed(conn);
     if (conn->in != NULL)
         worker_give_buffer(conn->worker, conn->in);
     conn->in = NULL;
@@ -130,10 +154,22 @@ static uint64_t bytes_after(const struct request *request)
     return has_bytes ? request->length + 1 : 0;
 }
 
+/* Closes descriptors that came with earlier lines, which had no use for them. */
+static void drop_stale(struct conn *conn, uint32_t line)
+{
+    while (conn->passed_count > 0 && conn->passed[0].end <= line)
+        close(take_passed(conn));
+}
+
 static void start_request(struct conn *conn, const struct request *request)
 {
+    bool wants_fd = request->verb == VERB_PUT && request->fd && conn->passed_count > 0;
+    int fd = wants_fd ? take_passed(conn) : -1;
     log_debug("%s, %u bytes of key", message_verb_name(request->verb), request->key_length);
-    switch (router_start(&conn->exchange, request, &conn->passed_fd)) {
+    enum router_next next = router_start(&conn->exchange, request, &fd);
+    if (fd >= 0)
+        close(fd);
+    switch (next) {
     case ROUTER_REPLY:
         answered(conn, bytes_after(request));
         break;
@@ -158,6 +194,7 @@ static bool step_line(struct conn *conn)
     uint64_t skip;
     if (buffered(conn) == 0)
         return false;
+    drop_stale(conn, conn->in_start);
     switch (line_parse_request(conn->in + conn->in_start, buffered(conn), &request, &used, &skip,
                                &conn->exchange.reply)) {
     case LINE_MORE:
@@ -244,6 +281,9 @@ static bool in_a_request(const struct conn *conn)
 static void watch(struct conn *conn)
 {
     bool wanted = !conn->finished && conn->state != CONN_CLOSING && conn->in_end < CONN_BUFFER;
+    /* A read could bring a further descriptor while one still waits for its line's turn. */
+    if (conn->state == CONN_WAITING && conn->passed_count > 0)
+        wanted = false;
     if (wanted && !conn->reading)
         event_add(&conn->readable, NULL);
     else if (!wanted && conn->reading)
@@ -257,23 +297,17 @@ static void tidy_buffer(struct conn *conn)
     uint32_t count = buffered(conn);
     if (conn->in == NULL)
         return;
+    drop_stale(conn, conn->in_start);
     if (count == 0) {
         worker_give_buffer(conn->worker, conn->in);
         conn->in = NULL;
     } else if (conn->in_start > 0) {
         memmove(conn->in, conn->in + conn->in_start, count);
+        for (unsigned i = 0; i < conn->passed_count; i++)
+            conn->passed[i].end -= conn->in_start;
     }
     conn->in_start = 0;
     conn->in_end = count;
-}
-
-/* A descriptor that no request asked for. */
-static void close_unclaimed(struct conn *conn)
-{
-    if (conn->passed_fd < 0 || buffered(conn) > 0)
-        return;
-    close(conn->passed_fd);
-    conn->passed_fd = -1;
 }
 
 static bool nothing_more_to_do(const struct conn *conn)
@@ -303,13 +337,21 @@ static void conn_run(struct conn *conn)
     if (conn->blocked)
         event_add(&conn->writable, NULL);
     tidy_buffer(conn);
-    close_unclaimed(conn);
     if (nothing_more_to_do(conn))
         conn_close(conn);
     else
         watch(conn);
 }
 
+static void keep_passed(struct conn *conn, int fd)
+{
+    if (conn->passed_count < PASSED_MAX)
+        conn->passed[conn->passed_count++] = (struct passed){.fd = fd, .end = conn->in_end};
+    else
+        close(fd);
+}
+
+/* The bytes that they came with are in the buffer already. */
 static void take_descriptors(struct conn *conn, struct msghdr *message)
 {
     for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c != NULL; c = CMSG_NXTHDR(message, c)) {
@@ -318,9 +360,7 @@ static void take_descriptors(struct conn *conn, struct msghdr *message)
         for (size_t at = 0; CMSG_LEN(at + sizeof(int)) <= c->cmsg_len; at += sizeof(int)) {
             int fd;
             memcpy(&fd, CMSG_DATA(c) + at, sizeof(fd));
-            if (conn->passed_fd >= 0)
-                close(conn->passed_fd);
-            conn->passed_fd = fd;
+            keep_passed(conn, fd);
         }
     }
 }
@@ -353,11 +393,11 @@ static ssize_t receive(struct conn *conn)
     ssize_t got = recvmsg(conn->fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (got <= 0)
         return got;
-    if (message.msg_controllen > 0)
-        take_descriptors(conn, &message);
     uint32_t direct = (uint64_t)got < missing ? (uint32_t)got : missing;
     conn->filled += direct;
     conn->in_end += (uint32_t)got - direct;
+    if (message.msg_controllen > 0)
+        take_descriptors(conn, &message);
     return got;
 }
 
@@ -427,7 +467,6 @@ bool conn_open(struct worker *worker, int fd)
     memset(conn, 0, offsetof(struct conn, exchange));
     conn->worker = worker;
     conn->fd = fd;
-    conn->passed_fd = -1;
     conn->active = clock_now();
     struct event_base *base = loop_base(worker_loop(worker));
     event_assign(&conn->readable, base, fd, EV_READ | EV_PERSIST, conn_readable, conn);

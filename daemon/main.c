@@ -29,7 +29,8 @@ struct daemon {
     char **argv;
     struct config *config;
     struct limits limits;
-    struct loop *loop; /* the main thread's, for signals */
+    int64_t stop_timeout; /* milliseconds; the configuration's last word */
+    struct loop *loop;    /* the main thread's, for signals */
     struct event *signals[SIGNALS];
     struct listener listener;
     struct service service;
@@ -59,6 +60,7 @@ static void reload(struct daemon *daemon)
     }
     if (config_fixed_changes(daemon->config, config, fixed, sizeof(fixed)))
         log_warning("these changes need a restart: %s", fixed);
+    daemon->stop_timeout = config->stop_timeout;
     apply_limits(daemon, config);
     config_free(config);
     log_info("read the configuration again");
@@ -209,7 +211,7 @@ static void persist(struct daemon *daemon)
 static void stop_workers(struct daemon *daemon)
 {
     for (unsigned i = 0; i < daemon->worker_count; i++)
-        worker_stop(daemon->workers[i], daemon->config->stop_timeout);
+        worker_stop(daemon->workers[i], daemon->stop_timeout);
     for (unsigned i = 0; i < daemon->worker_count; i++)
         worker_join(daemon->workers[i]);
 }
@@ -238,6 +240,7 @@ static void stop(struct daemon *daemon)
 static int run(struct daemon *daemon)
 {
     daemon->listener = (struct listener){.fd = -1, .lock = -1};
+    daemon->stop_timeout = daemon->config->stop_timeout;
     log_open(daemon->config->log_level);
     clock_start();
     bool started = start(daemon);

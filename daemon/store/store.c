@@ -205,11 +205,13 @@ enum store_status store_submit(struct store *store, struct store_call *call)
     call->hash = store_hash(call->key, call->key_length);
     if (call->op != STORE_PUT)
         call->value = NULL;
-    if (pool == NULL) {
-        call->status = method(store->ops, call->op)(store, call);
-        return call->status;
-    }
     call->status = STORE_PENDING;
+    if (pool == NULL) {
+        enum store_status status = method(store->ops, call->op)(store, call);
+        if (status != STORE_PENDING) /* else the call may already be another thread's */
+            call->status = status;
+        return status;
+    }
     call->task.loop = call->loop;
     call->task.run = run_call;
     call->task.finished = finish_call;

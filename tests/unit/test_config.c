@@ -979,15 +979,16 @@ START_TEST(changes_that_need_a_restart)
     struct config *live =
         LOAD(named, "--workers=1", "--max-size=1G", "--max-value-size=1M", "--max-inflight=1G",
              "--max-inflight-per-connection=1M", "--max-unread=1K", "--max-connections=1",
-             "--max-leases=1", "--idle-timeout=1", "--request-timeout=1", "--log-level=debug");
+             "--max-leases=1", "--idle-timeout=1", "--request-timeout=1", "--stop-timeout=1",
+             "--log-level=debug");
     struct config *fixed =
-        LOAD(named, "--workers=2", "--socket=/s", "--backend=null", "--stop-timeout=1");
+        LOAD(named, "--workers=2", "--socket=/s", "--backend=null", "--redis-port=1");
     char names[256] = "unset", few[8];
 
     ck_assert(!config_fixed_changes(old, live, names, sizeof(names)));
     ck_assert_str_eq(names, "");
     ck_assert(config_fixed_changes(old, fixed, names, sizeof(names)));
-    ck_assert_str_eq(names, "socket, backend, workers, stop-timeout");
+    ck_assert_str_eq(names, "socket, backend, workers, redis-port");
     ck_assert(config_fixed_changes(old, fixed, few, sizeof(few)));
     ck_assert_str_eq(few, "socket,");
     config_free(old);
