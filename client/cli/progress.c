@@ -4,7 +4,12 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { QUIET = 500, /* milliseconds without a bar */ CELLS = 30, LINE = 160 };
+enum {
+    QUIET = 500, /* milliseconds without a bar */
+    CELLS = 30,
+    LINE = 160,
+    LEAST = 64 * 1024 /* bytes that are more than a request */
+};
 
 static int64_t now(void)
 {
@@ -24,12 +29,12 @@ static double mebibytes(uint64_t bytes)
     return (double)bytes / (1024 * 1024);
 }
 
-/* Where nothing passes the client, the daemon is at work or somebody else is computing. */
+/* Where nothing passes, the daemon reads a file by itself or somebody else is computing. */
 static void draw(uint64_t done, uint64_t total, int64_t seconds)
 {
     char line[LINE], bar[CELLS + 1];
     int length;
-    if (total == 0 || done == 0) {
+    if (total == 0 || done < LEAST) {
         length = snprintf(line, sizeof(line), "\r\033[Kwaiting, %lld s", (long long)seconds);
     } else {
         int filled = (int)((double)done / (double)total * CELLS);
