@@ -1,0 +1,295 @@
+"""Redis that goes, hangs and comes back while clients work."""
+
+import random
+import signal
+import threading
+import time
+import unittest
+
+from harness import Redis, SessionTest, in_threads, until
+
+DOWN = "ERROR (unavailable|timeout) "
+
+
+class Outages(SessionTest):
+    def setUp(self):
+        super().setUp()
+        self.server = self.redis()
+        self.served = self.daemon("redis", redis_socket=self.server.socket)
+        self.ours = self.client(self.served)
+        self.assertEqual(self.ours.put("before", "value"), "STORED")
+
+    def timed(self, line):
+        begin = time.monotonic()
+        reply = self.ours.ask(line)
+        return reply, time.monotonic() - begin
+
+    def back_within(self, seconds):
+        begin = time.monotonic()
+        until(lambda: not self.ours.ask("HEAD nothing").startswith("ERROR"), "Redis is used again",
+              seconds + 10)
+        self.assertLess(time.monotonic() - begin, seconds)
+
+    def test_killed(self):
+        self.server.kill()
+        for line in ("GET before", "HEAD before", "DELETE before", "PUT key 1\nx", "PUT key 0 overwrite\n",
+                     "CLEAR", "INSPECT", "PERSIST"):
+            reply, seconds = self.timed(line)
+            self.assertRegex(reply, DOWN, line)
+            self.assertLess(seconds, 1.5, line)
+        self.assertEqual(self.ours.ask("PING"), "OK")
+        self.server.start()
+        self.back_within(2)
+        self.assertEqual(self.ours.put("after", "value"), "STORED")
+        self.assertEqual(self.ours.get("after"), b"value")
+
+    def test_down_for_long_it_answers_at_once(self):
+        self.server.kill()
+        self.timed("GET before")
+        begin = time.monotonic()
+        while time.monotonic() - begin < 3:
+            reply, seconds = self.timed("GET before")
+            self.assertRegex(reply, DOWN)
+            self.assertLess(seconds, 1)
+            time.sleep(0.05)
+        self.server.start()
+        self.back_within(2)
+
+    def test_stopped(self):
+        self.server.signal(signal.SIGSTOP)
+        reply, seconds = self.timed("GET before")
+        self.assertRegex(reply, DOWN)
+        self.assertLess(seconds, 2)
+        reply, seconds = self.timed("PUT key 5\nvalue")
+        self.assertRegex(reply, DOWN)
+        self.assertLess(seconds, 2)
+        self.server.signal(signal.SIGCONT)
+        self.back_within(2)
+        self.assertEqual(self.ours.get("before"), b"value")
+
+    def test_a_late_reply_answers_nobody_else(self):
+        for index in range(50):
+            self.assertEqual(self.ours.put(f"key-{index}", f"value of key-{index}"), "STORED")
+        for round_number in range(4):
+            clients = self.clients(self.served, 10)
+            self.server.signal(signal.SIGSTOP)
+            for index, client in enumerate(clients):
+                client.send(f"GET key-{index}\n")
+            replies = [client.line() for client in clients]
+            self.assertTrue(all(r.startswith("ERROR") for r in replies), replies)
+            self.server.signal(signal.SIGCONT)
+            for index, client in enumerate(clients):
+                client.send(f"GET key-{49 - index}\nGET key-{round_number}\n")
+            for index, client in enumerate(clients):
+                for key in (f"key-{49 - index}", f"key-{round_number}"):
+                    line = client.line()
+                    if not line.startswith("ERROR"):
+                        self.assertEqual(client.value(line), f"value of {key}".encode())
+            self.back_within(2)
+
+    def test_it_comes_and_goes_while_clients_work(self):
+        stop = threading.Event()
+        good = [0] * 8
+
+        def work(index):
+            chance = random.Random(index)
+            with self.served.client() as client:
+                while not stop.is_set():
+                    key = f"{index}-{chance.randrange(20)}"
+                    if chance.random() < 0.5:
+                        reply = client.put(key, key * 50)
+                        self.assertRegex(reply, f"STORED|EXISTS|{DOWN}")
+                    else:
+                        line = client.ask(f"GET {key}")
+                        if line.startswith("ERROR"):
+                            self.assertRegex(line, DOWN)
+                            continue
+                        self.assertIn(client.value(line), (None, (key * 50).encode()))
+                        good[index] += 1
+
+        def disturb():
+            try:
+                for _ in range(3):
+                    time.sleep(0.3)
+                    self.server.kill()
+                    time.sleep(0.3)
+                    self.server.start()
+                    self.back_within(2)
+                    self.server.signal(signal.SIGSTOP)
+                    time.sleep(0.3)
+                    self.server.signal(signal.SIGCONT)
+                    self.back_within(3)
+            finally:
+                stop.set()
+
+        in_threads(9, lambda i: disturb() if i == 8 else work(i))
+        self.assertTrue(all(good), good)
+
+    def test_a_put_that_was_cut_off_may_be_there_or_not(self):
+        for index in range(5):
+            writer = self.client(self.served)
+            writer.send(f"PUT big-{index} 3000000\n".encode() + bytes([index]) * 3000000 + b"\n")
+            time.sleep(0.002 * index)
+            self.server.kill()
+            self.assertRegex(writer.line(), f"STORED|{DOWN}")
+            self.server.start()
+            self.back_within(2)
+            value = self.ours.get(f"big-{index}")
+            self.assertIn(value, (None, bytes([index]) * 3000000))
+
+    def test_leases_go_on_when_redis_does_not(self):
+        holder, waiter = self.clients(self.served, 2)
+        self.assertEqual(holder.ask("GET key lease=60"), "MISS lease")
+        waiter.send("GET key lease=60\n")
+        self.assertTrue(waiter.taken(5))
+        self.server.kill()
+        self.assertRegex(holder.put("key", "value"), DOWN)
+        self.assertTrue(waiter.silent(0.1))
+        holder.close()
+        self.assertRegex(waiter.line(), f"MISS lease|{DOWN}")
+
+    def test_stop_while_redis_hangs(self):
+        self.server.signal(signal.SIGSTOP)
+        self.ours.send("GET before\n")
+        self.assertTrue(self.ours.taken(5))
+        begin = time.monotonic()
+        self.served.stop()
+        self.assertLess(time.monotonic() - begin, 10)
+        self.server.signal(signal.SIGCONT)
+
+
+class Starts(SessionTest):
+    def test_without_a_server(self):
+        """The daemon starts, answers unavailable, and uses Redis once it comes."""
+        folder = self.folder / "redis"
+        folder.mkdir()
+        daemon = self.daemon("redis", redis_socket=folder / "redis.sock")
+        client = self.client(daemon)
+        self.assertRegex(client.ask("GET key"), DOWN)
+        server = Redis(folder)
+        self.addCleanup(server.kill)
+        until(lambda: client.ask("GET key") == "MISS", "Redis is used", 5)
+
+    def test_a_server_that_does_not_accept(self):
+        """A listening socket with a full queue: connecting hangs."""
+        import socket
+        path = self.folder / "mute.sock"
+        with socket.socket(socket.AF_UNIX) as mute:
+            mute.bind(str(path))
+            mute.listen(0)
+            daemon = self.daemon("redis", redis_socket=path)
+            client = self.client(daemon)
+            for _ in range(3):
+                begin = time.monotonic()
+                self.assertRegex(client.ask("GET key"), DOWN)
+                self.assertLess(time.monotonic() - begin, 2)
+
+    def test_a_server_that_speaks_nonsense(self):
+        import socket
+        path = self.folder / "noise.sock"
+        stop = threading.Event()
+        with socket.socket(socket.AF_UNIX) as noise:
+            noise.bind(str(path))
+            noise.listen(10)
+            noise.settimeout(0.1)
+
+            def babble():
+                while not stop.is_set():
+                    try:
+                        peer, _ = noise.accept()
+                    except socket.timeout:
+                        continue
+                    with peer:
+                        peer.settimeout(0.5)
+                        try:
+                            peer.recv(1000)
+                            peer.sendall(b"hello, this is no Redis\r\n" * 10)
+                        except OSError:
+                            pass
+
+            thread = threading.Thread(target=babble)
+            thread.start()
+            try:
+                daemon = self.daemon("redis", redis_socket=path)
+                client = self.client(daemon)
+                for _ in range(5):
+                    self.assertRegex(client.ask("GET key"), "ERROR (unavailable|timeout|internal) ")
+                self.assertEqual(client.ask("PING"), "OK")
+            finally:
+                stop.set()
+                thread.join()
+
+    def test_password_and_database(self):
+        server = self.redis_with_password("open sesame")
+        secret = self.folder / "password"
+        secret.write_text("open sesame\n")
+        secret.chmod(0o600)
+        daemon = self.daemon("redis", redis_socket=server.socket, redis_password_file=secret,
+                             redis_database=3)
+        client = self.client(daemon)
+        self.assertEqual(client.put("key", "value"), "STORED")
+        self.assertEqual(client.get("key"), b"value")
+        wrong = self.folder / "wrong"
+        wrong.write_text("close sesame\n")
+        wrong.chmod(0o600)
+        refused = self.daemon("redis", redis_socket=server.socket, redis_password_file=wrong)
+        self.assertRegex(self.client(refused).ask("GET key"), "ERROR (denied|unavailable) ")
+
+    def redis_with_password(self, password):
+        folder = self.folder / "secret"
+        folder.mkdir()
+        config = folder / "redis.conf"
+        config.write_text(f'requirepass "{password}"\n')
+        server = SecretRedis(folder)
+        self.addCleanup(server.kill)
+        return server
+
+    def test_only_our_keys_are_cleared(self):
+        server = self.redis()
+        server.command("SET", "foreign", "1")
+        server.command("SET", "liara", "1")
+        daemon = self.daemon("redis", redis_socket=server.socket)
+        client = self.client(daemon)
+        for index in range(2000):
+            client.send(f"PUT key-{index} 1\nx\n")
+        for _ in range(2000):
+            self.assertEqual(client.line(), "STORED")
+        self.assertEqual(client.ask("CLEAR"), "OK entries=2000")
+        self.assertEqual(server.command("DBSIZE"), b":2")
+
+    def test_the_default_expiration_is_an_hour(self):
+        server = self.redis()
+        client = self.client(self.daemon("redis", redis_socket=server.socket))
+        client.put("key", "value")
+        client.put("own", "value", " ttl=100")
+        self.assertRegex(client.ask("HEAD key"), "SIZE 5 ttl=(3600|359[0-9])$")
+        self.assertRegex(client.ask("HEAD own"), "SIZE 5 ttl=(100|9[0-9])$")
+
+    def test_persist_follows_the_server(self):
+        server = self.redis("--appendonly", "yes", "--appendfsync", "always")
+        client = self.client(self.daemon("redis", redis_socket=server.socket))
+        client.put("key", "value")
+        self.assertEqual(client.ask("PERSIST"), "OK")
+        server.command("CONFIG", "SET", "appendfsync", "everysec")
+        self.assertEqual(client.ask("PERSIST"), "OK volatile")
+
+
+class SecretRedis(Redis):
+    """One whose password stands in its configuration."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.socket = folder / "redis.sock"
+        self.arguments = ["redis-server", folder / "redis.conf", "--port", "0", "--unixsocket",
+                          self.socket, "--save", "", "--dir", folder]
+        self.start()
+
+    def _answers(self):
+        try:
+            return self.command("PING").startswith(b"-NOAUTH")
+        except OSError:
+            return False
+
+
+if __name__ == "__main__":
+    unittest.main()
