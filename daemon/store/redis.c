@@ -8,9 +8,8 @@
  * its owner removes it. One with the mark and a wrong checksum is damaged: a miss, and deleted.
  *
  * What Redis holds is bounded by its own maxmemory; max-size is not enforced here. What the daemon
- * holds is bounded by its clients, each with one request: a value to be stored stays where it is
- * and goes out in pieces; one that comes is whole in hiredis's buffer, and copied once there,
- * before it is copied into a value, so each loop may hold twice the largest value on top.
+ * holds is bounded by its clients, each with one request: a value goes out in pieces from where it
+ * is, and comes in slices that are copied to where it will be, between which others get a turn.
  */
 #include "store.h"
 
@@ -35,9 +34,14 @@ enum {
     PREFIX_MAX = 255,
     FULL_KEY_MAX = PREFIX_MAX + MESSAGE_KEY_MAX,
     HEADER_SIZE = 16,
-    SCAN_MS = 5000, /* CLEAR or INSPECT as a whole */
+    ANSWER_MS = 1000, /* of a call, beside what its bytes take */
+    SCAN_MS = 5000,   /* CLEAR or INSPECT as a whole */
     SCAN_COUNT = 1000,
     SCAN_SAMPLES = 4096, /* entries whose size INSPECT asks for */
+    SLICE = 1 << 20,     /* bytes of an entry that are asked for at once, */
+    SLICES = 4,          /* and how often in one step */
+    RATE = 65536,        /* bytes that come in a millisecond, at least */
+    GET_TRIES = 4,       /* of an entry that is replaced while its slices come */
     COMPLAIN_MS = 10000
 };
 
@@ -61,17 +65,21 @@ struct work {
     struct redis *redis;
     enum store_status status;
 
-    struct value *value; /* PUT: until it is out; GET: what came */
-    size_t out;          /* PUT: bytes of the value that are out */
+    struct value *value; /* PUT: until it is out; GET: what comes */
+    uint64_t done;       /* PUT: bytes of it that are out; GET: bytes of the entry that came */
     int64_t life;        /* PUT: milliseconds, or CLOCK_NEVER */
-    bool damaged;        /* GET: it is to be deleted where it begins with header */
-    uint8_t header[HEADER_SIZE];
+
+    uint64_t length;   /* GET: of the entry */
+    XXH3_state_t *sum; /* GET: where it comes in slices */
+    unsigned tries;
+    bool damaged; /* GET: it is to be deleted where it begins with header */
+    char header[HEADER_SIZE];
     size_t header_length;
 
     bool by_del; /* DELETE, CLEAR: by DEL, not by UNLINK */
 
-    char cursor[24]; /* CLEAR, INSPECT: SCAN's */
-    int64_t ends;
+    char cursor[24];  /* CLEAR, INSPECT: SCAN's */
+    int64_t ends;     /* of the whole call */
     redisReply *keys; /* what SCAN has found */
     uint64_t sampled, sampled_size;
 };
@@ -151,6 +159,7 @@ static void work_free(struct work *work)
 {
     value_unref(work->value);
     freeReplyObject(work->keys);
+    XXH3_freeState(work->sum);
     free(work);
 }
 
@@ -172,7 +181,7 @@ static struct redis_conn *conn_of(const struct redis *redis, const struct store_
     return index < LOOPS_MAX ? redis->conns[index] : NULL;
 }
 
-static struct work *work_new(struct redis *redis, struct store_call *call)
+static struct work *work_new(struct redis *redis, struct store_call *call, int64_t time)
 {
     struct work *work = calloc(1, sizeof(*work));
     if (work == NULL)
@@ -182,12 +191,13 @@ static struct work *work_new(struct redis *redis, struct store_call *call)
     work->op.finish = work_finish;
     work->value = call->value;
     call->value = NULL;
-    work->ends = clock_now() + SCAN_MS;
+    work->ends = clock_now() + time;
     strcpy(work->cursor, "0");
     return work;
 }
 
-static enum store_status begin(struct store *store, struct store_call *call,
+/* time: the milliseconds for all steps together. */
+static enum store_status begin(struct store *store, struct store_call *call, int64_t time,
                                bool (*ask)(struct redis_op *),
                                void (*take)(struct redis_op *, redisReply *))
 {
@@ -195,7 +205,7 @@ static enum store_status begin(struct store *store, struct store_call *call,
     struct redis_conn *conn = conn_of(redis, call);
     if (conn == NULL)
         return store_fail(call, ERROR_INTERNAL, "Redis: this loop has no connection");
-    struct work *work = work_new(redis, call);
+    struct work *work = work_new(redis, call, time);
     if (work == NULL)
         return store_fail(call, ERROR_INTERNAL, "out of memory");
     work->op.ask = ask;
@@ -237,17 +247,17 @@ static void take_other(struct redis_op *op, const redisReply *reply)
         redis_op_break(op, nonsense);
 }
 
-static uint64_t checksum(const struct store_call *call, uint32_t flags, const void *bytes,
-                         size_t length)
+/* The seed of an entry's checksum, which binds the bytes to their key and flags. */
+static uint64_t seed_of(const struct store_call *call, uint32_t flags)
 {
-    return XXH3_64bits_withSeed(bytes, length,
-                                XXH3_64bits_withSeed(call->key, call->key_length, flags));
+    return XXH3_64bits_withSeed(call->key, call->key_length, flags);
 }
 
 static void make_header(char *header, const struct store_call *call, struct value *value)
 {
     uint32_t flags = htole32(value->flags);
-    uint64_t sum = htole64(checksum(call, value->flags, value_bytes(value), value->length));
+    uint64_t sum = htole64(
+        XXH3_64bits_withSeed(value_bytes(value), value->length, seed_of(call, value->flags)));
     memcpy(header, mark, sizeof(mark));
     memcpy(header + 4, &flags, sizeof(flags));
     memcpy(header + 8, &sum, sizeof(sum));
@@ -278,36 +288,6 @@ static enum store_status foreign(struct work *work)
     return STORE_MISS;
 }
 
-static enum store_status damaged(struct work *work, const redisReply *reply)
-{
-    complain(work->redis, work->op.call, "is damaged, and deleted: a miss");
-    work->damaged = true;
-    work->header_length = MIN(reply->len, HEADER_SIZE);
-    memcpy(work->header, reply->str, work->header_length);
-    return STORE_MISS;
-}
-
-/* GET's answer. */
-static enum store_status read_value(struct work *work, const redisReply *reply)
-{
-    struct store_call *call = work->op.call;
-    if (!has_mark(reply))
-        return foreign(work);
-    if (reply->len < HEADER_SIZE)
-        return damaged(work, reply);
-    const char *bytes = reply->str + HEADER_SIZE;
-    size_t length = reply->len - HEADER_SIZE;
-    uint32_t flags = header_flags(reply->str);
-    if (checksum(call, flags, bytes, length) != header_checksum(reply->str))
-        return damaged(work, reply);
-    work->value = store_new_value(call, length);
-    if (work->value == NULL)
-        return STORE_FAILED;
-    memcpy(value_bytes(work->value), bytes, length);
-    work->value->flags = flags;
-    return STORE_OK;
-}
-
 /* PTTL's answer; the entry may have gone since it was read. */
 static enum store_status read_life(const redisReply *reply, int64_t *expires)
 {
@@ -318,74 +298,198 @@ static enum store_status read_life(const redisReply *reply, int64_t *expires)
     return STORE_OK;
 }
 
-/* Deletes the entry only while it is the one that was read. */
+static bool ask_get(struct redis_op *op);
+static void take_get(struct redis_op *op, redisReply *reply);
+
+static void get_again(struct redis_op *op)
+{
+    struct work *work = work_of(op);
+    value_unref(work->value);
+    work->value = NULL;
+    XXH3_freeState(work->sum);
+    work->sum = NULL;
+    work->damaged = false;
+    redis_op_again(op, ask_get, take_get);
+}
+
+/* Deletes the entry only while it is the one that was read, by length and header. */
 static bool ask_drop(struct redis_op *op)
 {
-    static const char script[] = "if redis.call('GETRANGE',KEYS[1],0,#ARGV[1]-1)==ARGV[1] then "
+    static const char script[] = "if redis.call('STRLEN',KEYS[1])==tonumber(ARGV[1]) and "
+                                 "redis.call('GETRANGE',KEYS[1],0,#ARGV[2]-1)==ARGV[2] then "
                                  "return redis.call('DEL',KEYS[1]) end return 0";
     struct work *work = work_of(op);
-    char key[FULL_KEY_MAX], header[HEADER_SIZE];
-    const char *words[] = {"EVAL", script, "1", key, header};
-    size_t lengths[] = {4, sizeof(script) - 1, 1, full_key(key, work), work->header_length};
-    memcpy(header, work->header, sizeof(header));
-    redis_op_command(op, 5, words, lengths);
+    char key[FULL_KEY_MAX], length[24];
+    const char *words[] = {"EVAL", script, "1", key, length, work->header};
+    size_t lengths[] = {4, sizeof(script) - 1, 1, full_key(key, work), 0, work->header_length};
+    lengths[4] = (size_t)sprintf(length, "%" PRIu64, work->length);
+    redis_op_command(op, 6, words, lengths);
     return true;
 }
 
-/* Where scripts are forbidden the entry stays, and is a miss each time. */
+/* What is another by now is read again. */
 static void take_drop(struct redis_op *op, redisReply *reply)
 {
-    (void)reply;
+    struct work *work = work_of(op);
+    bool same = reply->type != REDIS_REPLY_INTEGER || reply->integer != 0;
+    if (!same && ++work->tries < GET_TRIES) {
+        get_again(op);
+        return;
+    }
+    if (same)
+        complain(work->redis, op->call,
+                 reply->type == REDIS_REPLY_INTEGER
+                     ? "is damaged, and deleted: a miss"
+                     : "is damaged, and left for want of leave to EVAL: a miss");
     redis_op_finish(op, STORE_MISS);
 }
 
-/* The life is asked for right behind the value. Should the entry be replaced in between it is the
+/* The life is asked for right behind the bytes. Should the entry be replaced in between it is the
  * new one's. */
 static bool ask_get(struct redis_op *op)
 {
-    ask_key(op, "GET", NULL, NULL);
+    char last[16];
+    sprintf(last, "%d", SLICE - 1);
+    ask_key(op, "STRLEN", NULL, NULL);
+    ask_key(op, "GETRANGE", "0", last);
     ask_key(op, "PTTL", NULL, NULL);
     return true;
 }
 
-/* false: the answer makes no sense. */
-static bool take_get_value(struct work *work, const redisReply *reply)
+/* Copies a slice to its place in the value; the first one has the header. */
+static void add_slice(struct work *work, const char *bytes, size_t length)
 {
-    if (reply->type == REDIS_REPLY_STRING)
-        work->status = read_value(work, reply);
-    else if (reply->type == REDIS_REPLY_NIL)
-        work->status = STORE_MISS;
-    else if (reply->type == REDIS_REPLY_ERROR)
-        work->status = answered(reply, "WRONGTYPE") ? foreign(work) : fail_as(work->op.call, reply);
-    else
-        return false;
+    size_t skip = work->done == 0 ? HEADER_SIZE : 0;
+    uint8_t *to = value_bytes(work->value) + (work->done + skip - HEADER_SIZE);
+    memcpy(to, bytes + skip, length - skip);
+    if (work->sum != NULL)
+        XXH3_64bits_update(work->sum, to, length - skip);
+    work->done += length;
+}
+
+static uint64_t sum_of(struct work *work)
+{
+    if (work->sum != NULL)
+        return XXH3_64bits_digest(work->sum);
+    return XXH3_64bits_withSeed(value_bytes(work->value), work->value->length,
+                                seed_of(work->op.call, work->value->flags));
+}
+
+static bool start_sum(struct work *work, uint32_t flags)
+{
+    if (work->sum == NULL)
+        work->sum = XXH3_createState();
+    return work->sum != NULL &&
+           XXH3_64bits_reset_withSeed(work->sum, seed_of(work->op.call, flags)) == XXH_OK;
+}
+
+/* What is less than a slice is the whole entry, whatever its length was a moment ago. */
+static enum store_status read_first_slice(struct work *work, const redisReply *reply)
+{
+    struct store_call *call = work->op.call;
+    if (reply->len == 0)
+        return STORE_MISS;
+    if (!has_mark(reply))
+        return foreign(work);
+    if (reply->len < SLICE)
+        work->length = reply->len;
+    work->header_length = MIN(reply->len, HEADER_SIZE);
+    memcpy(work->header, reply->str, work->header_length);
+    work->damaged = work->length < HEADER_SIZE || work->length < reply->len;
+    if (work->damaged)
+        return STORE_OK;
+    uint32_t flags = header_flags(work->header);
+    work->value = store_new_value(call, work->length - HEADER_SIZE);
+    if (work->value == NULL)
+        return STORE_FAILED;
+    if (work->length > reply->len && !start_sum(work, flags))
+        return store_fail(call, ERROR_INTERNAL, "out of memory");
+    work->value->flags = flags;
+    work->done = 0;
+    add_slice(work, reply->str, reply->len);
+    return STORE_OK;
+}
+
+static enum store_status read_get_part(struct work *work, const redisReply *reply)
+{
+    if (reply->type == REDIS_REPLY_ERROR)
+        return answered(reply, "WRONGTYPE") ? foreign(work) : fail_as(work->op.call, reply);
+    if (work->op.awaited == 1)
+        return read_first_slice(work, reply);
+    if (work->op.awaited == 2)
+        work->length = reply->integer > 0 ? (uint64_t)reply->integer : 0;
+    else if (!work->damaged)
+        return read_life(reply, &work->value->expires);
+    return STORE_OK;
+}
+
+static bool ask_slices(struct redis_op *op)
+{
+    struct work *work = work_of(op);
+    uint64_t from = work->done;
+    for (int i = 0; i < SLICES && from < work->length; i++, from += SLICE) {
+        char first[24], last[24];
+        sprintf(first, "%" PRIu64, from);
+        sprintf(last, "%" PRIu64, from + SLICE - 1);
+        ask_key(op, "GETRANGE", first, last);
+    }
     return true;
 }
 
-static bool take_get_life(struct work *work, const redisReply *reply)
+static void get_on(struct redis_op *op);
+
+static void take_slice(struct redis_op *op, redisReply *reply)
 {
-    if (reply->type == REDIS_REPLY_ERROR && work->status == STORE_OK)
-        work->status = fail_as(work->op.call, reply);
-    else if (reply->type == REDIS_REPLY_INTEGER && work->status == STORE_OK)
-        work->status = read_life(reply, &work->value->expires);
-    return reply->type == REDIS_REPLY_ERROR || reply->type == REDIS_REPLY_INTEGER;
+    struct work *work = work_of(op);
+    bool fits = reply->len == MIN(SLICE, work->length - work->done);
+    if (reply->type == REDIS_REPLY_ERROR)
+        work->status = fail_as(op->call, reply);
+    else if (reply->type != REDIS_REPLY_STRING || !fits)
+        work->damaged = true;
+    else if (!work->damaged && work->status == STORE_OK)
+        add_slice(work, reply->str, reply->len);
+    if (op->awaited == 0 && work->status == STORE_OK)
+        get_on(op);
+    else if (op->awaited == 0)
+        redis_op_finish(op, work->status);
+}
+
+/* After each step of GET that has found something. */
+static void get_on(struct redis_op *op)
+{
+    struct work *work = work_of(op);
+    bool whole = work->done == work->length;
+    if (work->damaged || (whole && sum_of(work) != header_checksum(work->header)))
+        redis_op_again(op, ask_drop, take_drop);
+    else if (whole)
+        redis_op_finish(op, STORE_OK);
+    else if (clock_now() < work->ends + (int64_t)(work->length / RATE))
+        redis_op_again(op, ask_slices, take_slice);
+    else
+        redis_op_finish(op, store_fail(op->call, ERROR_TIMEOUT,
+                                       "Redis: %" PRIu64 " of %" PRIu64 " bytes came in time",
+                                       work->done, work->length));
 }
 
 static void take_get(struct redis_op *op, redisReply *reply)
 {
     struct work *work = work_of(op);
-    bool last = op->awaited == 0;
-    if (!(last ? take_get_life : take_get_value)(work, reply))
+    int expected = op->awaited == 1 ? REDIS_REPLY_STRING : REDIS_REPLY_INTEGER;
+    if (reply->type != expected && reply->type != REDIS_REPLY_ERROR) {
         redis_op_break(op, nonsense);
-    else if (last && work->damaged)
-        redis_op_again(op, ask_drop, take_drop);
-    else if (last)
+        return;
+    }
+    if (work->status == STORE_OK)
+        work->status = read_get_part(work, reply);
+    if (op->awaited == 0 && work->status == STORE_OK)
+        get_on(op);
+    else if (op->awaited == 0)
         redis_op_finish(op, work->status);
 }
 
 static enum store_status redis_get(struct store *store, struct store_call *call)
 {
-    return begin(store, call, ask_get, take_get);
+    return begin(store, call, ANSWER_MS, ask_get, take_get);
 }
 
 /* Without its bytes the checksum can't be compared: of a damaged entry this tells the size. */
@@ -444,7 +548,7 @@ static void take_head(struct redis_op *op, redisReply *reply)
 
 static enum store_status redis_head(struct store *store, struct store_call *call)
 {
-    return begin(store, call, ask_head, take_head);
+    return begin(store, call, ANSWER_MS, ask_head, take_head);
 }
 
 /* Milliseconds that the value is to live: its own end or redis-expiration, whichever is first. */
@@ -491,10 +595,10 @@ static bool ask_put(struct redis_op *op)
         work->life = life_of(work->redis, work->value);
         put_head(op);
     }
-    size_t piece = MIN(work->value->length - work->out, redis_op_room(op));
-    redis_op_more(op, value_bytes(work->value) + work->out, piece);
-    work->out += piece;
-    if (work->out < work->value->length)
+    size_t piece = MIN(work->value->length - work->done, redis_op_room(op));
+    redis_op_more(op, value_bytes(work->value) + work->done, piece);
+    work->done += piece;
+    if (work->done < work->value->length)
         return false;
     put_tail(op);
     value_unref(work->value);
@@ -521,7 +625,7 @@ static enum store_status start_put(struct store *store, struct store_call *call)
                           "Redis takes no value of more than %" PRIu64
                           " bytes (its proto-max-bulk-len, less %d)",
                           most - HEADER_SIZE, HEADER_SIZE);
-    return begin(store, call, ask_put, take_put);
+    return begin(store, call, ANSWER_MS, ask_put, take_put);
 }
 
 static enum store_status redis_put(struct store *store, struct store_call *call)
@@ -565,7 +669,7 @@ static void take_delete(struct redis_op *op, redisReply *reply)
 
 static enum store_status redis_delete(struct store *store, struct store_call *call)
 {
-    return begin(store, call, ask_delete, take_delete);
+    return begin(store, call, ANSWER_MS, ask_delete, take_delete);
 }
 
 /* Redis's pattern for whatever begins with the full prefix. */
@@ -691,7 +795,7 @@ static void take_clear(struct redis_op *op, redisReply *reply)
 static enum store_status redis_clear(struct store *store, struct store_call *call)
 {
     call->entries = 0;
-    return begin(store, call, ask_scan, take_clear);
+    return begin(store, call, SCAN_MS, ask_scan, take_clear);
 }
 
 static void take_inspect(struct redis_op *op, redisReply *reply);
@@ -770,7 +874,7 @@ static enum store_status redis_inspect(struct store *store, struct store_call *c
     call->entries = 0;
     call->size = 0;
     call->approximate = true;
-    return begin(store, call, ask_scan, take_inspect);
+    return begin(store, call, SCAN_MS, ask_scan, take_inspect);
 }
 
 /* Every write that was answered is in Redis; whether on its disk as well, its settings tell. */
@@ -800,7 +904,7 @@ static void take_persist(struct redis_op *op, redisReply *reply)
 static enum store_status redis_persist(struct store *store, struct store_call *call)
 {
     call->durable = true;
-    return begin(store, call, ask_persist, take_persist);
+    return begin(store, call, ANSWER_MS, ask_persist, take_persist);
 }
 
 static bool redis_attach(struct store *store, struct loop *loop)

@@ -4,6 +4,7 @@
 #include "../container_of.h"
 #include "../log.h"
 
+#include <assert.h>
 #include <fcntl.h>
 #include <hiredis/adapters/libevent.h>
 #include <hiredis/async.h>
@@ -53,7 +54,7 @@ struct redis_conn {
     int64_t began;    /* when the state did */
     int64_t delay;    /* before the next attempt */
     uint64_t bulk_max;
-    int64_t moved;        /* bytes put out and bytes of answers, about */
+    int64_t put_out;      /* bytes, the greeting's not among them */
     char why[WHY_MAX];    /* the server is not to be had */
     struct redis_op *ops; /* oldest first: those asked, then those to be asked */
     struct redis_op **last;
@@ -64,12 +65,10 @@ static void conn_connect(struct redis_conn *conn);
 static void conn_feed(struct redis_conn *conn);
 static void conn_alarm(struct loop_timer *timer);
 
-/* For comparing: how much has gone out and come in. */
-static int64_t conn_moved(const struct redis_conn *conn)
+/* For comparing: how much has gone out. */
+static int64_t conn_sent(const struct redis_conn *conn)
 {
-    if (conn->ac == NULL)
-        return conn->moved;
-    return conn->moved - (int64_t)sdslen(conn->ac->c.obuf) + (int64_t)conn->ac->c.reader->len;
+    return conn->put_out - (conn->ac == NULL ? 0 : (int64_t)sdslen(conn->ac->c.obuf));
 }
 
 /* Fails what is there now, not what is asked anew by those who hear of it. */
@@ -205,7 +204,7 @@ static void alarm_ready(struct redis_conn *conn)
     const struct redis_op *op = conn->ops;
     if (op == NULL)
         return;
-    int64_t extra = MAX(conn_moved(conn) - op->moved, 0) / RATE;
+    int64_t extra = MAX(conn_sent(conn) - op->sent, 0) / RATE;
     int64_t left = op->started + ANSWER_MS + extra - clock_now();
     if (left > 0)
         conn_set_alarm(conn, left);
@@ -422,9 +421,9 @@ static bool conn_adopt(struct redis_conn *conn, redisAsyncContext *ac)
 static void conn_connect(struct redis_conn *conn)
 {
     const struct redis_server *server = conn->server;
-    if (conn->state != CONN_CONNECTING)
-        conn->attempt = clock_now();
     conn_enter(conn, CONN_CONNECTING);
+    if (conn->tried == 0)
+        conn->attempt = conn->began;
     /* The address is a number, so that hiredis's getaddrinfo() asks nobody. */
     conn->ac = server->path[0] != '\0'
                    ? redisAsyncConnectUnix(server->path)
@@ -442,6 +441,8 @@ static void conn_connect(struct redis_conn *conn)
 /* Whether a call has a chance: it may wait a little for a connection that is being made. */
 static bool conn_usable(const struct redis_conn *conn)
 {
+    if (conn->state == CONN_CONNECTING && conn->ac == NULL && conn->tried == 0)
+        return true;
     if (conn->state == CONN_CONNECTING || conn->state == CONN_GREETING)
         return clock_now() < conn->attempt + CONNECT_MS;
     return conn->state == CONN_READY;
@@ -461,23 +462,6 @@ static void conn_feed(struct redis_conn *conn)
         conn_set_alarm(conn, ANSWER_MS);
 }
 
-/*
- * A large answer would leave hiredis's buffer as large until as much has come again. Only between
- * two answers, where hiredis holds no pointer into it.
- */
-static void trim_reader(redisReader *reader)
-{
-    if (sdsavail(reader->buf) <= OUTPUT_MAX)
-        return;
-    sds rest = sdsnewlen(reader->buf + reader->pos, reader->len - reader->pos);
-    if (rest == NULL)
-        return;
-    sdsfree(reader->buf);
-    reader->buf = rest;
-    reader->len -= reader->pos;
-    reader->pos = 0;
-}
-
 /* Also called without a reply for each that a dying context awaits: those fail with it elsewhere.
  */
 static void on_reply(redisAsyncContext *ac, void *data, void *arg)
@@ -487,17 +471,17 @@ static void on_reply(redisAsyncContext *ac, void *data, void *arg)
     struct redis_op *op = arg;
     if (conn == NULL || reply == NULL || conn->state != CONN_READY)
         return;
-    conn->moved += (int64_t)reply->len;
     conn->delay = 0;
-    trim_reader(ac->c.reader);
     op->awaited--;
     op->take(op, reply);
 }
 
-/* The oldest goes; an answer to half a command leaves the stream out of step. */
+/* The oldest goes, all its answers taken; an answer to half a command leaves the stream out of
+ * step. */
 static void op_take_off(struct redis_op *op)
 {
     struct redis_conn *conn = op->conn;
+    assert(conn->ops == op && op->awaited == 0);
     conn->ops = op->next;
     if (conn->ops == NULL)
         conn->last = &conn->ops;
@@ -514,7 +498,7 @@ static void op_queue(struct redis_op *op)
     op->next = NULL;
     op->awaited = 0;
     op->started = clock_now();
-    op->moved = conn_moved(conn);
+    op->sent = conn_sent(conn);
     *conn->last = op;
     conn->last = &op->next;
     if (conn->unasked == NULL)
@@ -565,7 +549,7 @@ static void put_out(struct redis_op *op, int result, size_t before)
         ac->replies.tail->privdata != op)
         conn_break(conn, "out of memory");
     else
-        conn->moved += (int64_t)(sdslen(ac->c.obuf) - before);
+        conn->put_out += (int64_t)(sdslen(ac->c.obuf) - before);
 }
 
 void redis_op_command(struct redis_op *op, int count, const char **words, const size_t *lengths)
@@ -588,7 +572,7 @@ void redis_op_more(struct redis_op *op, const void *bytes, size_t length)
     if (redisAppendFormattedCommand(&conn->ac->c, bytes, length) != REDIS_OK)
         conn_break(conn, "out of memory");
     conn->ac->ev.addWrite(conn->ac->ev.data);
-    conn->moved += (int64_t)length;
+    conn->put_out += (int64_t)length;
 }
 
 size_t redis_op_room(const struct redis_op *op)

@@ -4,8 +4,8 @@
  * replies, not what they mean. Everything here runs on the loop's own thread.
  *
  * hiredis 0.14.1 has no time-outs. Here the oldest command has a second, and a millisecond more for
- * each 64 KiB that moved since. Once it is late the connection is closed, so that an answer that
- * comes later finds nobody. Nobody waits longer than 100 ms for a connection.
+ * each 64 KiB that were sent since. Once it is late the connection is closed, so that an answer
+ * that comes later finds nobody. Nobody waits longer than 100 ms for a connection.
  */
 #ifndef LIARA_STORE_REDIS_CONN_H
 #define LIARA_STORE_REDIS_CONN_H
@@ -36,8 +36,8 @@ struct redis_op {
      * answers the call. */
     void (*finish)(struct redis_op *op);
     unsigned awaited; /* answers of this step that are still to come */
-    int64_t started;  /* the connection's: when the step began, and how much had moved */
-    int64_t moved;
+    int64_t started;  /* the connection's: when the step began, and how much had been sent */
+    int64_t sent;
 };
 
 /*
