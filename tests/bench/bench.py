@@ -17,7 +17,11 @@ import tempfile
 import time
 
 import cases
+import cases_client
+import cases_socket
+import cases_store
 import measure
+import plots
 import report
 import servers
 
@@ -38,12 +42,14 @@ def arguments():
     parser.add_argument("--daemon-option", dest="daemon_options", action="append", default=[],
                         metavar="KEY=VALUE", help="for liara-cached; may be repeated")
     parser.add_argument("--no-strace", dest="strace", action="store_false")
+    parser.add_argument("--plots", help="a folder for the plots; default BUILD/bench")
     parser.add_argument("--json", help="default BUILD/bench/bench.json")
     settings = parser.parse_args()
     settings.build = os.path.abspath(settings.build)
     settings.rounds = settings.rounds or (3 if settings.quick else 5)
     settings.seconds = settings.seconds or (0.3 if settings.quick else 1.0)
     settings.warm = 0.1 if settings.quick else 0.3
+    settings.plots = settings.plots or os.path.join(settings.build, "bench")
     settings.json = settings.json or os.path.join(settings.build, "bench", "bench.json")
     return settings
 
@@ -92,6 +98,15 @@ def run(bench, names):
             bench.stop_all()
 
 
+def draw(settings, facts, raw):
+    if shutil.which("gnuplot") is None:
+        print("no plots: gnuplot is not installed", file=sys.stderr)
+        return
+    machine = f"{facts['date']}, {facts['processors']} x {facts['processor']}"
+    for path in plots.write(settings.plots, raw, machine):
+        print(os.path.relpath(path))
+
+
 def main():
     settings = arguments()
     if settings.list:
@@ -121,6 +136,7 @@ def main():
         print("\n" + report.calls_table(bench.calls))
     print(f"\n{report.verdicts(bench.rows)}. " + "; ".join(f"{k} {v}" for k, v in facts.items()))
     report.write_json(settings.json, facts, bench.rows, bench.calls, bench.raw)
+    draw(settings, facts, bench.raw)
     return 0
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -46,6 +47,9 @@ RATE = Figure("rate", "requests per second", "/s", True)
 P50 = Figure("p50_us", "latency p50", "us")
 P99 = Figure("p99_us", "latency p99", "us")
 P999 = Figure("p999_us", "latency p99.9", "us")
+SHARE = Figure("load_share", "load generator's share of its cores", "")
+WALL = Figure("p50_us", "wall time, median", "us")
+BOTH = Figure("both_cpu_ns", "CPU of client and server", "ns")
 
 
 def row_of(case, title, figure, rounds, ours, others, target=None):
@@ -77,6 +81,14 @@ def judged(row):
 
 def not_built(case, title, figure, unit, target, note):
     return Row(case, title, figure, unit, {}, target=target, verdict="not built", note=note)
+
+
+def run_tool(command, name):
+    """What one of the C programs printed; RuntimeError with what it complained of."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{name}: {done.stderr.strip()}")
+    return json.loads(done.stdout)
 
 
 class Bench:
@@ -140,6 +152,7 @@ class Bench:
     def stop_all(self):
         for server in reversed(self.running):
             server.stop()
+            shutil.rmtree(server.folder, ignore_errors=True)
         self.running = []
         self.lineup_key = None
 
@@ -151,15 +164,15 @@ class Bench:
 
     def load(self, server, arguments):
         """One run of the load generator; its result, or RuntimeError with what it said."""
-        done = subprocess.run(self.load_command(server, arguments), capture_output=True, text=True)
-        if done.returncode != 0:
-            raise RuntimeError(f"load on {server.name}: {done.stderr.strip()}")
-        return json.loads(done.stdout)
+        return run_tool(self.load_command(server, arguments), f"load on {server.name}")
 
-    def timed_load(self, server, arguments):
+    def timed_load(self, server, arguments, alone=True):
+        """A run of the usual length after a warm-up. alone: nothing else of ours runs beside."""
         settings = self.settings
         result = self.load(server, ["--warm", settings.warm, "--seconds", settings.seconds]
                            + list(arguments))
+        if not alone:
+            return result
         threads = arguments[arguments.index("--threads") + 1] if "--threads" in arguments else 1
         used = result["server_cores"] + result["load_share"] * threads
         self.foreign.append(max(0.0, result["machine_busy"] - used / os.cpu_count()))
@@ -174,10 +187,23 @@ class Bench:
                            "--first-key", first, "--size", size, "--connections", 4,
                            "--in-flight", batch])
 
-    def rounds(self, case, runs):
+    def client(self, way, server, size, keys, consume=False):
+        """One run of the client, by a library or a descriptor."""
+        settings = self.settings
+        command = [self.tool("client"), "--size", str(size), "--keys", str(keys), "--warm",
+                   str(settings.warm), "--seconds", str(settings.seconds), "--pid",
+                   str(server.pid)] + (["--sum"] if consume else []) + [way, server.socket]
+        return run_tool(command, f"client by {way}")
+
+    def direct(self, kind, place, count, first=0, get=False):
+        """Eight processes that PUT (or GET) values of 4 KB."""
+        return run_tool([self.tool("direct"), "-n", str(count), "-f", str(first)]
+                        + (["-g"] if get else []) + [kind, place], f"direct on {kind}")
+
+    def rounds(self, case, runs, count=None):
         """Calls each of runs (name: function) once a round, in turns; a list of {name: result}."""
         results = []
-        for _ in range(self.settings.rounds):
+        for _ in range(count or self.settings.rounds):
             results.append({name: run() for name, run in runs.items()})
         self.raw[case] = results
         return results

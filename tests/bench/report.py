@@ -35,32 +35,34 @@ def target_text(row):
     return f"{'>=' if row.larger_is_better else '<='} {row.target:.2f}"
 
 
-def aligned(lines):
-    """Lines of cells as text, each column as wide as its widest cell."""
-    widths = [max(len(cell) for cell in column) for column in zip(*lines)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
+def aligned(lines, widths=()):
+    """Lines of cells as text, each column as wide as its widest cell, and at least as widths."""
+    count = max(len(line) for line in lines)
+    wide = [max([len(line[i]) for line in lines if i < len(line)]
+                + [widths[i] if i < len(widths) else 0]) for i in range(count)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, wide)).rstrip()
             for line in lines]
 
 
-def table(rows):
-    """All rows, a case's together under its title; the servers' own figures first."""
+def case_table(title, rows):
+    """The rows of one case under its title, the servers' own figures first."""
     names = []
     for row in rows:
         names += [name for name in row.values if name not in names]
-    lines = [["", *names, "ours: median ratio (range)", "target", ""]]
-    titles = {}
+    lines = [["", *names, "ratio (range)", "target", ""]]
     for row in rows:
-        titles.setdefault(len(lines), row.title)
         lines.append(["  " + row.figure, *(shown(row.values.get(name), row.unit) for name in names),
                       ratio_text(row), target_text(row), row.verdict])
-    text, last = [], None
-    for index, line in enumerate(aligned(lines)):
-        title = titles.get(index)
-        if title is not None and title != last:
-            text += ["", title]
-            last = title
-        text.append(line)
-    return "\n".join(text)
+    return "\n".join([title] + aligned(lines, [36] + [10] * len(names) + [34, 7]))
+
+
+def table(rows):
+    """All rows, a table for each case."""
+    cases = {}
+    for row in rows:
+        cases.setdefault((row.case, row.title), []).append(row)
+    return "\n\n".join(case_table(f"{title} [{case}]", rows)
+                       for (case, title), rows in cases.items())
 
 
 def calls_table(calls):
