@@ -1,0 +1,312 @@
+#include "sqlite_entries.h"
+
+#include "../clock.h"
+
+#include <stdlib.h>
+#include <xxhash.h>
+
+enum { SWEEP_ROWS = 1 << 20 }; /* cleared in one transaction */
+
+uint64_t sq_entries_charge(const struct sq_writer *writer)
+{
+    return (uint64_t)(writer->totals.bytes + writer->totals.entries * SQ_ENTRY_OVERHEAD);
+}
+
+int64_t sq_entries_checksum(const struct value *value)
+{
+    uint64_t seed = (uint64_t)value->key_length << 32 | value->flags;
+    size_t length = (size_t)value->key_length + value->length;
+    return (int64_t)XXH3_64bits_withSeed(value->data, length, seed);
+}
+
+int sq_entries_find(struct sq_writer *writer, const uint8_t *key, size_t length, struct sq_row *row)
+{
+    int rc = sq_find(&writer->connection, key, length, row);
+    sq_end_find(&writer->connection);
+    return rc;
+}
+
+int sq_entries_remove(struct sq_writer *writer, const uint8_t *key, size_t length,
+                      const struct sq_row *row)
+{
+    struct sq_connection *connection = &writer->connection;
+    int rc = sq_writer_begin(writer);
+    if (rc == SQLITE_OK)
+        rc = sq_run(sq_with_key(connection, SQ_ENTRY_DELETE, key, length));
+    if (rc == SQLITE_OK && sqlite3_changes(connection->db) != 1)
+        rc = SQLITE_CORRUPT;
+    if (rc == SQLITE_OK)
+        rc = sq_run(sq_with_id(connection, SQ_VALUE_DELETE, row->id));
+    if (rc == SQLITE_OK)
+        rc = sq_run(sq_with_id(connection, SQ_USE_DELETE, row->id));
+    if (rc == SQLITE_OK)
+        rc = sq_writer_count(writer, -1, -((int64_t)length + row->size));
+    return rc;
+}
+
+/* Stores what is known of the value, unless the key is there: *added says which. */
+static int add_entry(struct sq_writer *writer, const struct store_call *call,
+                     const struct value *value, int64_t id, bool *added)
+{
+    sqlite3_stmt *statement =
+        sq_with_key(&writer->connection, SQ_ENTRY_ADD, call->key, call->key_length);
+    sqlite3_bind_int64(statement, 2, id);
+    sqlite3_bind_int64(statement, 3, value->length);
+    sqlite3_bind_int64(statement, 4, value->flags);
+    sqlite3_bind_null(statement, 5);
+    sqlite3_bind_null(statement, 6);
+    if (value->expires != CLOCK_NEVER) {
+        int64_t ttl = value->expires - clock_now();
+        sqlite3_bind_int64(statement, 5, clock_to_wall(value->expires));
+        sqlite3_bind_int64(statement, 6, ttl > 0 ? ttl : 0);
+    }
+    sqlite3_bind_int64(statement, 7, sq_entries_checksum(value));
+    int rc = sq_run(statement);
+    *added = rc == SQLITE_OK && sqlite3_changes(writer->connection.db) == 1;
+    return rc;
+}
+
+static int add_value(struct sq_writer *writer, const struct store_call *call, struct value *value,
+                     int64_t id)
+{
+    sqlite3_stmt *statement = sq_with_id(&writer->connection, SQ_VALUE_ADD, id);
+    sqlite3_bind_blob(statement, 2, call->key, (int)call->key_length, SQLITE_STATIC);
+    sqlite3_bind_blob(statement, 3, value_bytes(value), (int)value->length, SQLITE_STATIC);
+    int rc = sq_run(statement);
+    if (rc == SQLITE_OK)
+        rc = sq_run(sq_with_id(&writer->connection, SQ_USE_ADD, id));
+    if (rc == SQLITE_OK)
+        rc = sq_writer_count(writer, 1, (int64_t)call->key_length + value->length);
+    return rc;
+}
+
+/* Removes what is in the way of a PUT, or says that it stays. */
+static int displace(struct sq_writer *writer, const struct store_call *call, bool *exists)
+{
+    struct sq_row row;
+    int rc = sq_entries_find(writer, call->key, call->key_length, &row);
+    if (rc != SQLITE_ROW)
+        return rc == SQLITE_DONE ? SQLITE_CORRUPT : rc;
+    *exists = !call->overwrite && !sq_ended(&row);
+    return *exists ? SQLITE_OK : sq_entries_remove(writer, call->key, call->key_length, &row);
+}
+
+int sq_entries_put(struct sq_writer *writer, const struct store_call *call, struct value *value,
+                   bool *exists)
+{
+    bool added = false;
+    int64_t id = sq_notes_tick(writer->notes);
+    *exists = false;
+    int rc = sq_writer_begin(writer);
+    if (rc == SQLITE_OK)
+        rc = add_entry(writer, call, value, id, &added);
+    if (rc == SQLITE_OK && !added)
+        rc = displace(writer, call, exists);
+    if (rc == SQLITE_OK && !added && !*exists)
+        rc = add_entry(writer, call, value, id, &added);
+    if (rc == SQLITE_OK && added)
+        rc = add_value(writer, call, value, id);
+    return rc;
+}
+
+/*
+ * Without a WHERE SQLite frees whole trees, not row by row, and a commit that vacuums gives all
+ * their pages back at once, since none is left that would have to be moved.
+ */
+static int clear_all(struct sq_writer *writer, uint64_t *live)
+{
+    static const enum sq_statement all[] = {SQ_ENTRIES_CLEAR, SQ_VALUES_CLEAR, SQ_USES_CLEAR};
+    struct sq_connection *connection = &writer->connection;
+    struct sq_totals before = writer->totals;
+    int64_t ended = 0, now = clock_to_wall(clock_now());
+    int rc = sq_ask(sq_with_id(connection, SQ_ENDED_COUNT, now), &ended);
+    for (unsigned i = 0; i < 3 && rc == SQLITE_OK; i++)
+        rc = sq_run(connection->statements[all[i]]);
+    if (rc == SQLITE_OK)
+        rc = sqlite3_exec(connection->db, "PRAGMA auto_vacuum=FULL", NULL, NULL, NULL);
+    if (rc == SQLITE_OK) {
+        writer->totals = (struct sq_totals){0};
+        rc = sq_writer_commit(writer);
+    }
+    if (rc != SQLITE_OK)
+        sq_writer_roll_back(writer);
+    int back = sqlite3_exec(connection->db, "PRAGMA auto_vacuum=INCREMENTAL", NULL, NULL, NULL);
+    *live = (uint64_t)(before.entries - ended);
+    return rc != SQLITE_OK ? rc : back;
+}
+
+/* What one transaction removes: the entries from a key on, up to last. */
+struct sweep {
+    int64_t *ids;
+    size_t count;
+    int64_t bytes;
+    uint64_t live;
+    struct sq_key last;
+};
+
+static int gather(struct sq_writer *writer, const struct sq_key *from, const struct sq_key *to,
+                  struct sweep *sweep)
+{
+    sqlite3_stmt *statement = sq_with_range(&writer->connection, SQ_RANGE, from, to);
+    struct sq_row row;
+    int rc = SQLITE_DONE;
+    sweep->count = 0;
+    sweep->bytes = 0;
+    while (sweep->count < SWEEP_ROWS && (rc = sqlite3_step(statement)) == SQLITE_ROW) {
+        sq_read_row(statement, &row);
+        if (!sq_read_key(statement, SQ_KEY_COLUMN, &sweep->last)) {
+            rc = SQLITE_CORRUPT;
+            break;
+        }
+        sweep->ids[sweep->count++] = row.id;
+        sweep->bytes += sweep->last.length + row.size;
+        sweep->live += !sq_ended(&row);
+    }
+    sqlite3_reset(statement);
+    return sq_done(rc);
+}
+
+static int compare_ids(const void *left, const void *right)
+{
+    const int64_t *a = left, *b = right;
+    return (*a > *b) - (*a < *b);
+}
+
+/* In the order of the ids, which is that of the pages: in the keys' order it takes ten times as
+ * long. */
+static int remove_gathered(struct sq_writer *writer, const struct sq_key *from,
+                           const struct sweep *sweep)
+{
+    struct sq_connection *connection = &writer->connection;
+    size_t count = sweep->count;
+    qsort(sweep->ids, count, sizeof(sweep->ids[0]), compare_ids);
+    int rc = sq_writer_begin(writer);
+    for (size_t i = 0; i < count && rc == SQLITE_OK; i++)
+        rc = sq_run(sq_with_id(connection, SQ_VALUE_DELETE, sweep->ids[i]));
+    for (size_t i = 0; i < count && rc == SQLITE_OK; i++)
+        rc = sq_run(sq_with_id(connection, SQ_USE_DELETE, sweep->ids[i]));
+    if (rc == SQLITE_OK)
+        rc = sq_run(sq_with_range(connection, SQ_RANGE_DELETE, from, &sweep->last));
+    if (rc == SQLITE_OK && (size_t)sqlite3_changes(connection->db) != count)
+        rc = SQLITE_CORRUPT;
+    if (rc == SQLITE_OK)
+        rc = sq_writer_count(writer, -(int64_t)count, -sweep->bytes);
+    return rc;
+}
+
+static int clear_range(struct sq_writer *writer, const struct sq_key *from, const struct sq_key *to,
+                       uint64_t *live)
+{
+    struct sweep sweep = {.ids = malloc(SWEEP_ROWS * sizeof(int64_t))};
+    int rc = sweep.ids != NULL ? SQLITE_OK : SQLITE_NOMEM;
+    do {
+        if (rc == SQLITE_OK)
+            rc = gather(writer, from, to, &sweep);
+        if (rc == SQLITE_OK && sweep.count > 0)
+            rc = remove_gathered(writer, from, &sweep);
+        if (rc == SQLITE_OK)
+            rc = sq_writer_commit(writer);
+    } while (rc == SQLITE_OK && sweep.count == SWEEP_ROWS);
+    free(sweep.ids);
+    *live = sweep.live;
+    return rc;
+}
+
+int sq_entries_clear(struct sq_writer *writer, const uint8_t *prefix, size_t length, uint64_t *live)
+{
+    struct sq_key from, to;
+    int64_t others = 1;
+    sq_range(prefix, length, &from, &to);
+    int rc = sq_writer_begin(writer);
+    if (rc == SQLITE_OK)
+        rc = sq_ask(sq_with_range(&writer->connection, SQ_OTHERS, &from, &to), &others);
+    if (rc != SQLITE_OK)
+        return rc;
+    return others ? clear_range(writer, &from, &to, live) : clear_all(writer, live);
+}
+
+int sq_entries_set_use(struct sq_writer *writer, const struct sq_use *use)
+{
+    sqlite3_stmt *statement = sq_with_id(&writer->connection, SQ_USE_SET, use->id);
+    sqlite3_bind_int64(statement, 2, use->tick);
+    int rc = sq_writer_begin(writer);
+    return rc == SQLITE_OK ? sq_run(statement) : rc;
+}
+
+/*
+ * The entry that is worth least: the one that was used least recently. What
+ * only the notes know of its uses is written down first, each time one note less.
+ */
+static int choose_victim(struct sq_writer *writer, int64_t *id)
+{
+    sqlite3_stmt *statement = writer->connection.statements[SQ_USE_OLDEST];
+    struct sq_use use;
+    int rc = sq_ask(statement, id);
+    for (unsigned n = 0; n < SQ_USES && rc == SQLITE_OK; n++) {
+        if (!sq_notes_take_use(writer->notes, *id, &use))
+            break;
+        rc = sq_entries_set_use(writer, &use);
+        if (rc == SQLITE_OK)
+            rc = sq_ask(statement, id);
+    }
+    return rc;
+}
+
+int sq_entries_evict(struct sq_writer *writer)
+{
+    struct sq_key key;
+    struct sq_row row;
+    int64_t id;
+    int rc = choose_victim(writer, &id);
+    if (rc != SQLITE_OK)
+        return rc;
+    sqlite3_stmt *statement = sq_with_id(&writer->connection, SQ_VALUE_KEY, id);
+    rc = sqlite3_step(statement);
+    bool known = rc == SQLITE_ROW && sq_read_key(statement, 0, &key);
+    sqlite3_reset(statement);
+    if (known)
+        rc = sq_entries_find(writer, key.bytes, key.length, &row);
+    if (known && rc == SQLITE_ROW && row.id == id)
+        return sq_entries_remove(writer, key.bytes, key.length, &row);
+    /* The tables always agree. */
+    return sq_done(rc) == SQLITE_OK ? SQLITE_CORRUPT : rc;
+}
+
+int sq_entries_drop_ended(struct sq_writer *writer)
+{
+    int64_t now = clock_to_wall(clock_now());
+    sqlite3_stmt *statement = sq_with_id(&writer->connection, SQ_ENDED_FIRST, now);
+    struct sq_key key;
+    struct sq_row row;
+    int rc = sqlite3_step(statement);
+    if (rc == SQLITE_ROW)
+        sq_read_row(statement, &row);
+    bool known = rc == SQLITE_ROW && sq_read_key(statement, SQ_KEY_COLUMN, &key);
+    sqlite3_reset(statement);
+    if (known)
+        return sq_entries_remove(writer, key.bytes, key.length, &row);
+    return rc == SQLITE_ROW ? SQLITE_CORRUPT : rc;
+}
+
+int sq_entries_drop_suspects(struct sq_writer *writer)
+{
+    struct sq_suspect suspect;
+    struct sq_row row;
+    int rc = SQLITE_OK;
+    while (rc == SQLITE_OK && sq_notes_take_suspect(writer->notes, &suspect)) {
+        const struct sq_key *key = &suspect.key;
+        rc = sq_entries_find(writer, key->bytes, key->length, &row);
+        if (rc == SQLITE_ROW && row.id == suspect.id)
+            rc = sq_entries_remove(writer, key->bytes, key->length, &row);
+        rc = sq_done(rc);
+    }
+    return rc;
+}
+
+bool sq_entries_have_ends(struct sq_writer *writer)
+{
+    sqlite3_stmt *statement = sq_with_id(&writer->connection, SQ_ENDED_FIRST, INT64_MAX);
+    int rc = sqlite3_step(statement);
+    sqlite3_reset(statement);
+    return rc == SQLITE_ROW;
+}

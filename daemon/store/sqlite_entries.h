@@ -1,0 +1,54 @@
+/*
+ * The SQLite store's entries, as its writer changes them: always inside a transaction, which these
+ * open and the caller commits. The writer's thread only.
+ *
+ * What returns an int returns SQLite's codes. After one that is no success the caller rolls back.
+ */
+#ifndef LIARA_STORE_SQLITE_ENTRIES_H
+#define LIARA_STORE_SQLITE_ENTRIES_H
+
+#include "sqlite_writer.h"
+#include "store.h"
+
+/* The bytes that count against max-size: each entry has a flat share of the indexes. */
+enum { SQ_ENTRY_OVERHEAD = 128 };
+uint64_t sq_entries_charge(const struct sq_writer *writer);
+
+/* What a value with its key and flags must add up to, or it is damaged. Any thread. */
+int64_t sq_entries_checksum(const struct value *value);
+
+/* Finds a key as sq_find() does, without holding on to the moment. */
+int sq_entries_find(struct sq_writer *writer, const uint8_t *key, size_t length,
+                    struct sq_row *row);
+
+/* Removes the entry that was found as row. */
+int sq_entries_remove(struct sq_writer *writer, const uint8_t *key, size_t length,
+                      const struct sq_row *row);
+
+/* Stores the call's value, or sets *exists where the key is there and the call would leave it. */
+int sq_entries_put(struct sq_writer *writer, const struct store_call *call, struct value *value,
+                   bool *exists);
+
+/*
+ * Removes all that begin with the prefix and commits, perhaps in several transactions; *live is how
+ * many there were that had not ended.
+ */
+int sq_entries_clear(struct sq_writer *writer, const uint8_t *prefix, size_t length,
+                     uint64_t *live);
+
+/* Removes the entry that is worth least; there must be one. */
+int sq_entries_evict(struct sq_writer *writer);
+
+/* Removes one entry that is past its end; SQLITE_DONE where there is none. */
+int sq_entries_drop_ended(struct sq_writer *writer);
+
+/* Removes those of the noted suspects that are still there. */
+int sq_entries_drop_suspects(struct sq_writer *writer);
+
+/* Whether any entry has an end at all. */
+bool sq_entries_have_ends(struct sq_writer *writer);
+
+/* Writes down a use that was noted. */
+int sq_entries_set_use(struct sq_writer *writer, const struct sq_use *use);
+
+#endif
