@@ -3,7 +3,6 @@ VERSION := 0.1.0
 BUILD   ?= build
 PREFIX  ?= /usr/local
 SYSCONF ?= /etc
-UNITDIR ?= $(PREFIX)/lib/systemd
 
 LIBRARIES   := libevent libevent_pthreads sqlite3 hiredis inih libxxhash libsystemd
 BUILD_NEEDS := gcc libc6-dev make pkgconf libevent-dev libsqlite3-dev libhiredis-dev libinih-dev \
@@ -65,6 +64,45 @@ $(BUILD)/libliara-cache.so.0: $(call objects,$(PROTO) $(CLIENT)) client/libliara
 $(BUILD)/liara-cache-cli: $(call objects,$(CLI)) $(BUILD)/libliara-cache.a
 	$(CC) $(LDFLAGS) -o $@ $^
 
+# The list of what is installed, for install and uninstall alike: mode, source, place.
+define FILES
+755 $(BUILD)/liara-cached                 $(PREFIX)/bin/liara-cached
+755 $(BUILD)/liara-cache-cli              $(PREFIX)/bin/liara-cache-cli
+755 $(BUILD)/libliara-cache.so.0          $(PREFIX)/lib/libliara-cache.so.0
+644 $(BUILD)/libliara-cache.a             $(PREFIX)/lib/libliara-cache.a
+644 client/liara_cache.h                  $(PREFIX)/include/liara_cache.h
+644 conf/liara-cache.pc.in                $(PREFIX)/lib/pkgconfig/liara-cache.pc
+644 docs/liara-cached.8                   $(PREFIX)/share/man/man8/liara-cached.8
+644 docs/liara-cached.conf.5              $(PREFIX)/share/man/man5/liara-cached.conf.5
+644 docs/liara-cache-cli.1                $(PREFIX)/share/man/man1/liara-cache-cli.1
+644 docs/liara-cache.3                    $(PREFIX)/share/man/man3/liara-cache.3
+644 proto/PROTOCOL.md                     $(PREFIX)/share/doc/liara-cached/PROTOCOL.md
+644 conf/liara-cached.conf                $(PREFIX)/share/doc/liara-cached/liara-cached.conf
+755 conf/examples/cached-cc               $(PREFIX)/share/doc/liara-cached/examples/cached-cc
+644 conf/liara-cached.service             $(PREFIX)/lib/systemd/system/liara-cached.service
+644 conf/liara-cached.socket              $(PREFIX)/lib/systemd/system/liara-cached.socket
+644 conf/user/liara-cached.service        $(PREFIX)/lib/systemd/user/liara-cached.service
+644 conf/user/liara-cached.socket         $(PREFIX)/lib/systemd/user/liara-cached.socket
+644 conf/liara-cached.sysusers            $(PREFIX)/lib/sysusers.d/liara-cached.conf
+endef
+export FILES
+
+# Texts name the paths of this PREFIX; a configuration that is there already is left as it is.
+install: all
+	@echo "$$FILES" | while read -r mode from to; do \
+	  install -D -m $$mode $$from "$(DESTDIR)$$to" || exit 1; \
+	  case $$mode$$from in 644conf/*) sed -i -e 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|' \
+	    -e 's|/usr/local/bin|$(PREFIX)/bin|' "$(DESTDIR)$$to" || exit 1;; esac; done
+	@ln -sf libliara-cache.so.0 "$(DESTDIR)$(PREFIX)/lib/libliara-cache.so"
+	@[ -e "$(DESTDIR)$(SYSCONF)/liara-cached.conf" ] || \
+	  install -D -m 644 conf/liara-cached.conf "$(DESTDIR)$(SYSCONF)/liara-cached.conf"
+	@[ -n "$(DESTDIR)" ] || ldconfig 2>/dev/null || true
+
+# Configuration and stores stay.
+uninstall:
+	@echo "$$FILES" | while read -r mode from to; do rm -f "$(DESTDIR)$$to"; done
+	rm -f "$(DESTDIR)$(PREFIX)/lib/libliara-cache.so"
+
 run: $(BUILD)/liara-cached
 	$(BUILD)/liara-cached
 
@@ -73,13 +111,14 @@ deps:
 
 # Tests: the unit programs, the load of the stress tests, a daemon that also has a store with faults.
 $(BUILD)/tests/test_store: $(BUILD)/obj/tests/fault_store.o
+$(BUILD)/tests/test_store $(BUILD)/tests/faulty-cached: override LDFLAGS += -Wl,--wrap=store_find
 $(BUILD)/tests/test_%: $(BUILD)/obj/tests/unit/test_%.o $(CORE) $(BUILD)/libliara-cache.a
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS) $$(pkg-config --libs check)
 
 $(BUILD)/tests/faulty-cached: $(call objects,$(PROTO) $(DAEMON) tests/fault_store.c)
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS) -Wl,--wrap=store_find -o $@ $^ $(LIBS)
+	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
 
 $(BUILD)/tests/load: $(BUILD)/obj/tests/load.o
 	@mkdir -p $(@D)
@@ -120,5 +159,6 @@ fuzz: $(FUZZ)
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all run deps units everything asan tsan coverage check demo report fuzz clean
+.SECONDARY:
+.PHONY: all install uninstall run deps units everything asan tsan coverage check demo report fuzz clean
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

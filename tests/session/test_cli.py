@@ -1,180 +1,219 @@
-"""liara-cache-cli as scripts use it: what it prints, and what it ends with."""
+"""liara-cache-cli: its commands and exit statuses, on every backend."""
 
 import json
 import os
+import random
 import signal
 import subprocess
 import time
 import unittest
 
-from harness import BACKENDS, CLI, STORING, TITLES, WAIT, SessionTest, until
+from harness import BACKENDS, CLI, FAULTY, SessionTest, in_threads, until
 
-DONE, MISS, USAGE, UNREACHABLE, REFUSED, LOCAL = range(6)
-LARGE = bytes(range(256)) * 4096
+DONE, MISS, USAGE, UNREACHABLE, ERROR, LOCAL = 0, 1, 2, 3, 4, 5
 
 
 class CliTest(SessionTest):
-    def serve(self, backend="memory", **options):
-        self.served = self.daemon(backend, **options)
-        self.socket = self.served.socket
+    def cli(self, *arguments, data=None, socket=None, **environment):
+        """Runs it; its status, what it printed, and what it complained of."""
+        path = socket or self.served.socket
+        done = subprocess.run([CLI, "-s", path, *arguments], input=data or b"", capture_output=True,
+                              timeout=120, check=False, env={**os.environ, **environment})
+        return done.returncode, done.stdout, done.stderr.decode()
 
-    def start(self, *arguments, **options):
-        return subprocess.Popen([CLI, "-s", self.socket, *arguments], stdin=subprocess.PIPE,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=self.folder, **options)
-
-    def cli(self, *arguments, given=b"", expected=DONE):
-        """Runs it; what it printed to standard output."""
-        process = self.start(*arguments)
-        out, err = process.communicate(given, WAIT)
-        self.assertEqual(process.returncode, expected, err)
-        self.assertNotRegex(err, b"Sanitizer|runtime error")
-        self.complaint = err.decode()
-        if expected >= USAGE:
-            self.assertRegex(self.complaint, r"\Aliara-cache-cli: [^\n]+\n\Z")
-        return out
+    def expect(self, status, *arguments, output=None, data=None, **more):
+        code, printed, complaint = self.cli(*arguments, data=data, **more)
+        self.assertEqual(code, status, (arguments, printed[:200], complaint))
+        if output is not None:
+            self.assertEqual(printed, output)
+        if status not in (DONE, MISS):
+            self.assertEqual(len(complaint.splitlines()), 1, complaint)
+        return printed
 
 
-class Commands(CliTest):
-    def test_a_session(self):
-        self.serve()
-        self.cli("get", "key", expected=MISS)
-        self.assertEqual(self.cli("put", "key", given=b"hello\n"), b"")
-        self.cli("put", "key", given=b"other\n", expected=MISS)
-        self.assertEqual(self.cli("get", "key"), b"hello\n")
-        self.cli("put", "key", "-", "--overwrite", "--flags", "7", "--ttl", "100", given=b"new")
-        self.assertRegex(self.cli("head", "key"), rb"\Asize 3\nflags 7\nttl (100|99)\n\Z")
-        self.cli("delete", "key")
-        self.cli("delete", "key", expected=MISS)
-        self.cli("head", "key", expected=MISS)
-        self.assertEqual(self.cli("persist"), b"OK volatile\n")
-        self.assertEqual(self.cli("ping"), f"OK {self.socket}\n".encode())
+class Commands:
+    """The tests of one backend; its class is made below."""
 
-    def test_every_backend(self):
-        for backend in BACKENDS:
-            with self.subTest(backend=backend):
-                self.serve(backend)
-                self.cli("put", "key", given=b"value")
-                stored = backend in STORING
-                out = self.cli("get", "key", expected=DONE if stored else MISS)
-                self.assertEqual(out, b"value" if stored else b"")
-                self.assertIn(f"name {TITLES[backend]}\n".encode(), self.cli("inspect"))
-                self.assertRegex(self.cli("persist"), rb"\AOK( volatile)?\n\Z")
-                self.assertRegex(self.cli("clear"), rb"\Aentries \d+\n\Z")
-                self.cli("get", "key", expected=MISS)
+    backend = None
+
+    def setUp(self):
+        super().setUp()
+        self.served = self.daemon(self.backend)
+        self.stores = self.backend != "null"
+
+    def test_put_get_head_delete(self):
+        self.expect(MISS, "get", "key", output=b"")
+        self.expect(MISS, "head", "key")
+        self.expect(MISS, "delete", "key")
+        self.expect(DONE, "put", "key", data=b"value\0\n")
+        self.expect(MISS if self.stores else DONE, "put", "key", data=b"other")
+        if not self.stores:
+            return
+        self.expect(DONE, "get", "key", output=b"value\0\n")
+        self.assertIn(b"size 7\n", self.expect(DONE, "head", "key"))
+        self.expect(DONE, "put", "key", "--overwrite", "--flags", "9", "--ttl", "100", data=b"new")
+        head = self.expect(DONE, "head", "key")
+        self.assertIn(b"flags 9\n", head)
+        self.assertRegex(head, rb"ttl (100|9\d)\n")
+        self.expect(DONE, "delete", "key")
+        self.expect(MISS, "get", "key", output=b"")
 
     def test_files(self):
-        self.serve("sqlite")
-        source, target = self.folder / "source", self.folder / "target"
-        source.write_bytes(LARGE)
-        self.cli("put", "file", source)
-        self.cli("put", "pipe", given=LARGE)
-        self.cli("put", "small", "/proc/self/status")
-        self.assertIn(b"liara-cache-cli", self.cli("get", "small"))
-        target.write_text("before")
-        self.cli("get", "nothing", "-o", target, expected=MISS)
-        self.assertEqual(target.read_text(), "before")
-        for key in ("file", "pipe"):
-            self.cli("get", key, "-o", target)
-            self.assertEqual(target.read_bytes(), LARGE)
-            self.assertEqual(self.cli("get", key), LARGE)
-        self.assertEqual(sorted(p.name for p in self.folder.glob("*") if p.is_file()), ["source", "target"])
+        data = random.Random(1).randbytes(3_000_000)
+        source, target = self.folder / "in", self.folder / "out"
+        source.write_bytes(data)
+        target.write_bytes(b"old")
+        self.expect(DONE, "put", "file", str(source))
+        self.expect(DONE, "put", "pipe", "-", data=data)
+        self.expect(MISS, "get", "nothing", "-o", str(target))
+        self.assertEqual(target.read_bytes(), b"old")
+        if self.stores:
+            for key in ("file", "pipe"):
+                self.expect(DONE, "get", key, "-o", str(target), output=b"")
+                self.assertEqual(target.read_bytes(), data)
+                self.expect(DONE, "get", key, output=data)
+        self.expect(LOCAL, "put", "key", str(self.folder / "no such file"))
 
-    def test_prefix(self):
-        self.serve()
-        self.cli("-p", "a/", "put", "key", given=b"in a")
-        self.cli("put", "-p", "b/", "key", given=b"in b")
-        self.assertEqual(self.cli("get", "a/key"), b"in a")
-        self.assertEqual(json.loads(self.cli("inspect", "--json", "--prefix", "a/"))["entries"], 1)
-        self.assertEqual(self.cli("clear", "-p", "a/"), b"entries 1\n")
-        self.assertEqual(self.cli("get", "b/key"), b"in b")
+    def test_clear_and_inspect(self):
+        for index in range(5):
+            self.expect(DONE, "-p", "one/", "put", f"key-{index}", data=b"x")
+            self.expect(DONE, "-p", "two/", "put", f"key-{index}", data=b"x")
+        figures = json.loads(self.expect(DONE, "-p", "one/", "inspect", "--json"))
+        self.assertEqual(figures["backend"], self.backend)
+        self.assertEqual(int(figures["entries"]), 5 if self.stores else 0)
+        self.assertIn(f"backend {self.backend}\n".encode(), self.expect(DONE, "inspect"))
+        cleared = b"5" if self.stores else b"0"
+        self.assertIn(cleared, self.expect(DONE, "-p", "one/", "clear"))
+        self.expect(MISS, "get", "one/key-1")
+        self.expect(DONE if self.stores else MISS, "get", "two/key-1")
 
-    def test_wrong_usage(self):
-        self.serve()
-        for wrong in ([], ["no-such"], ["get"], ["get", ""], ["get", "k", "l"], ["get", "k", "--json"],
-                      ["put", "k", "--ttl", "1x"], ["put", "k", "--flags", "4294967296"], ["--no-such"],
-                      ["get", "k", "-o"], ["memo", "k"], ["memo", "k", "--"], ["get", "k" * 1025]):
-            with self.subTest(arguments=wrong):
-                self.cli(*wrong, expected=USAGE)
-        self.assertIn(b"memo", self.cli("--help"))
-        self.assertRegex(self.cli("--version"), rb"\Aliara-cache-cli \d")
+    def test_persist_and_ping(self):
+        self.assertIn(b"OK", self.expect(DONE, "persist"))
+        self.assertIn(b"OK", self.expect(DONE, "ping"))
 
-    def test_errors(self):
-        self.serve(max_value_size="1000")
-        self.cli("put", "key", given=bytes(1001), expected=REFUSED)
-        self.assertIn("too-large", self.complaint)
-        self.cli("put", "key", "no-such-file", expected=LOCAL)
-        self.served.stop()
-        self.cli("get", "key", expected=UNREACHABLE)
-        self.assertIn(str(self.socket), self.complaint)
+    def test_memo(self):
+        command = ("memo", "key", "--", "sh", "-c", f"echo ran >> {self.folder}/runs; echo output")
+        self.expect(DONE, *command, output=b"output\n")
+        self.expect(DONE, *command, output=b"output\n")
+        runs = (self.folder / "runs").read_text().count("ran")
+        self.assertEqual(runs, 1 if self.stores else 2)
+
+    def test_memo_of_a_command_that_fails(self):
+        runs = self.folder / "runs"
+        for _ in range(2):
+            code, printed, _ = self.cli("memo", "key", "--", "sh", "-c",
+                                        f"echo ran >> {runs}; echo some; exit 7")
+            self.assertEqual((code, printed), (7, b"some\n"))
+        self.assertEqual(runs.read_text().count("ran"), 2)
+        self.expect(MISS, "get", "key")
+        self.assertEqual(self.cli("memo", "key", "--", "sh", "-c", "kill -9 $$")[0], 128 + 9)
+        self.assertEqual(self.cli("memo", "key", "--", "/no/such/command")[0], 127)
+
+    def test_memo_of_many_at_once(self):
+        runs = self.folder / "runs"
+        runs.touch()
+
+        def one(_):
+            return self.cli("memo", "key", "--", "sh", "-c",
+                            f"echo ran >> {runs}; sleep 0.5; echo output")
+
+        results = in_threads(12, one)
+        self.assertEqual({(code, printed) for code, printed, _ in results}, {(0, b"output\n")})
+        count = runs.read_text().count("ran")
+        if self.stores:
+            self.assertEqual(count, 1)
+        else:
+            self.assertLess(count, 12)
+
+    def test_memo_when_the_one_that_computes_is_killed(self):
+        begun, go = self.folder / "begun", self.folder / "go"
+        command = ["memo", "key", "--", "sh", "-c",
+                   f"echo >> {begun}; while [ ! -e {go} ]; do sleep 0.02; done; echo output"]
+        first = subprocess.Popen([CLI, "-s", self.served.socket, *command],
+                                 stdout=subprocess.DEVNULL, start_new_session=True)
+        until(begun.exists, "the first computes")
+        second = subprocess.Popen([CLI, "-s", self.served.socket, *command],
+                                  stdout=subprocess.PIPE)
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+        until(lambda: begun.read_text().count("\n") == 2, "the second computes")
+        go.touch()
+        self.assertEqual(second.communicate(timeout=60)[0], b"output\n")
+        self.assertEqual(second.returncode, 0)
 
 
-class Memo(CliTest):
-    def test_runs_once(self):
-        self.serve()
-        command = ("memo", "key", "--", "sh", "-c", "echo out; echo err >&2; echo x >>ran")
-        self.assertEqual(self.cli(*command), b"out\n")
-        self.assertEqual(self.complaint, "err\n")
-        self.assertEqual(self.cli(*command), b"out\n")
-        self.assertEqual(self.complaint, "")
-        self.assertEqual((self.folder / "ran").read_text(), "x\n")
+for name in BACKENDS:
+    class_name = f"Commands_{name}"
+    globals()[class_name] = type(class_name, (Commands, CliTest), {"backend": name})
 
-    def test_of_many_one_runs(self):
-        self.serve("sqlite")
-        until_go = "while [ ! -e go ]; do sleep 0.02; done; echo x >>ran; echo result"
-        asking = [self.start("memo", "key", "--", "sh", "-c", until_go) for _ in range(20)]
-        time.sleep(0.2)
-        (self.folder / "go").touch()
-        for process in asking:
-            self.assertEqual(process.communicate(timeout=WAIT)[0], b"result\n")
-            self.assertEqual(process.returncode, 0)
-        self.assertEqual((self.folder / "ran").read_text(), "x\n")
 
-    def test_failure_is_not_stored(self):
-        self.serve()
-        for script, status in (("exit 7", 7), ("kill -9 $$", 137), ("kill -TERM $$", 143)):
-            out = self.cli_status("memo", "key", "--", "sh", "-c", "echo part; " + script, status=status)
-            self.assertEqual(out, b"part\n")
-            self.cli("head", "key", expected=MISS)
-        self.cli_status("memo", "key", "--", "no-such-command", status=127)
+class Failures(CliTest):
+    def setUp(self):
+        super().setUp()
+        self.served = self.daemon("fault", program=FAULTY, max_value_size="1M")
 
-    def cli_status(self, *arguments, status):
-        process = self.start(*arguments)
-        out, _ = process.communicate(timeout=WAIT)
-        self.assertEqual(process.returncode, status)
-        return out
+    def test_usage(self):
+        for arguments in ((), ("nonsense",), ("get",), ("get", "a", "b"), ("put",), ("get", ""),
+                          ("put", "key", "--ttl", "soon"), ("--nonsense", "ping"), ("memo", "key"),
+                          ("memo", "key", "--"), ("ping", "more"), ("get", "k" * 1025)):
+            code, printed, complaint = self.cli(*arguments)
+            self.assertEqual((code, printed), (USAGE, b""), arguments)
+            self.assertNotEqual(complaint, "")
 
-    def test_without_a_daemon(self):
-        self.socket = self.folder / "nobody"
-        self.assertEqual(self.cli("memo", "key", "--", "echo", "plain"), b"plain\n")
-        self.assertEqual(self.complaint, "")
+    def test_help_and_version(self):
+        self.assertIn(b"memo", self.expect(DONE, "--help"))
+        self.assertRegex(self.expect(DONE, "--version"), rb"\d+\.\d+\.\d+")
 
-    def test_large_output(self):
-        self.serve("filesystem")
-        (self.folder / "large").write_bytes(LARGE)
-        self.assertEqual(self.cli("memo", "key", "--", "cat", "large"), LARGE)
-        self.assertEqual(self.cli("memo", "key", "--", "false"), LARGE)
+    def test_nobody_answers(self):
+        nowhere = self.folder / "nowhere"
+        for command in (("get", "key"), ("put", "key"), ("head", "key"), ("delete", "key"),
+                        ("clear",), ("inspect",), ("persist",), ("ping",)):
+            self.expect(UNREACHABLE, *command, socket=nowhere, output=b"")
 
-    def test_killed_holder(self):
-        self.serve()
-        first = self.start("memo", "key", "--", "sh", "-c", "echo >started; exec sleep 60")
-        until((self.folder / "started").exists, "the first runs")
-        second = self.start("memo", "key", "--", "echo", "second")
-        time.sleep(0.1)
-        self.assertIsNone(second.poll())
-        first.send_signal(signal.SIGTERM)
-        self.assertEqual(second.communicate(timeout=WAIT)[0], b"second\n")
-        first.communicate(timeout=WAIT)
-        self.assertEqual(first.returncode, 128 + signal.SIGTERM)
+    def test_memo_without_a_daemon_runs_the_command(self):
+        nowhere = self.folder / "nowhere"
+        code, printed, _ = self.cli("memo", "key", "--", "echo", "output", socket=nowhere)
+        self.assertEqual((code, printed), (0, b"output\n"))
+        code, _, _ = self.cli("memo", "key", "--", "sh", "-c", "exit 9", socket=nowhere)
+        self.assertEqual(code, 9)
 
-    def test_signal_ends_the_command(self):
-        self.serve()
-        process = self.start("memo", "key", "--", "sh", "-c", "echo $$ >pid; exec sleep 60")
-        pid = until(lambda: (self.folder / "pid").exists() and (self.folder / "pid").read_text().strip(), "it runs")
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=WAIT)
-        self.assertEqual(process.returncode, 128 + signal.SIGINT)
-        with self.assertRaises(ProcessLookupError):
-            os.kill(int(pid), 0)
+    def test_the_daemon_answers_an_error(self):
+        self.expect(ERROR, "get", "!error=internal/k")
+        self.expect(ERROR, "put", "!error=no-space/k", data=b"x")
+        self.expect(ERROR, "head", "!error=denied/k")
+        self.expect(ERROR, "delete", "!error=unavailable/k")
+        self.expect(ERROR, "put", "large", data=bytes(1_100_000))
+        self.expect(ERROR, "put", "large", "-", data=bytes(1_100_000))
+        for verb in ("persist", "clear", "inspect"):
+            self.expect(DONE, "put", f"!on={verb}!error=internal/k", data=b"")
+            self.expect(ERROR, verb)
+
+    def test_memo_goes_on_whatever_the_store_says(self):
+        for key in ("!error=internal/k", "!on=put!error=no-space/k", "!on=get!error=timeout/k"):
+            code, printed, _ = self.cli("memo", key, "--", "echo", "output")
+            self.assertEqual((code, printed), (0, b"output\n"), key)
+
+    def test_a_daemon_that_says_nothing(self):
+        self.served.signal(signal.SIGSTOP)
+        begin = time.monotonic()
+        self.expect(UNREACHABLE, "--timeout", "1", "get", "key")
+        self.assertLess(time.monotonic() - begin, 20)
+        self.served.signal(signal.SIGCONT)
+
+    def test_the_socket_comes_from_the_environment(self):
+        done = subprocess.run([CLI, "ping"], capture_output=True, timeout=60, check=False,
+                              env={**os.environ, "LIARA_CACHE_SOCKET": str(self.served.socket)})
+        self.assertEqual(done.returncode, 0)
+        self.assertIn(str(self.served.socket).encode(), done.stdout)
+
+    def test_a_closed_output_is_an_error(self):
+        self.expect(DONE, "put", "key", data=bytes(500_000))
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run([CLI, "-s", self.served.socket, "get", "key"], stdout=full,
+                                  stderr=subprocess.PIPE, timeout=60, check=False)
+        self.assertEqual(done.returncode, LOCAL)
+        target = self.folder / "no such folder" / "file"
+        self.expect(LOCAL, "get", "key", "-o", str(target))
 
 
 if __name__ == "__main__":
