@@ -35,7 +35,13 @@ struct client {
     bool awaits_room;
 };
 
-static struct client clients[CONNS_MAX];
+/* One thread: the clients it accepted, by descriptor. */
+struct server {
+    const struct bare *bare;
+    int epoll;
+    struct client *clients;
+    char in[READ_MAX];
+};
 
 static uint64_t line_ends(const char *in, size_t length)
 {
@@ -45,19 +51,20 @@ static uint64_t line_ends(const char *in, size_t length)
     return count;
 }
 
-static void want_room(int epoll, int fd, bool wanted)
+static void want_room(struct server *server, int fd, bool wanted)
 {
     struct epoll_event event = {.events = wanted ? EPOLLIN | EPOLLOUT : EPOLLIN, .data.fd = fd};
-    if (clients[fd].awaits_room == wanted)
+    if (server->clients[fd].awaits_room == wanted)
         return;
-    clients[fd].awaits_room = wanted;
-    epoll_ctl(epoll, EPOLL_CTL_MOD, fd, &event);
+    server->clients[fd].awaits_room = wanted;
+    epoll_ctl(server->epoll, EPOLL_CTL_MOD, fd, &event);
 }
 
 /* Sends what is owed, beginning inside a reply where the last send ended there. */
-static void pay(const struct bare *bare, int epoll, int fd)
+static void pay(struct server *server, int fd)
 {
-    struct client *client = &clients[fd];
+    const struct bare *bare = server->bare;
+    struct client *client = &server->clients[fd];
     while (client->owed > 0) {
         size_t inside = (bare->length - client->owed % bare->length) % bare->length;
         uint64_t most = bare->length * bare->replies_held - inside;
@@ -67,57 +74,68 @@ static void pay(const struct bare *bare, int epoll, int fd)
             break;
         client->owed -= (uint64_t)got;
     }
-    want_room(epoll, fd, client->owed > 0);
+    want_room(server, fd, client->owed > 0);
 }
 
-static void accept_one(const struct bare *bare, int epoll)
+static void accept_one(struct server *server)
 {
-    int fd = accept4(bare->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    int fd = accept4(server->bare->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0)
         return;
     if (fd >= CONNS_MAX)
         errx(1, "too many connections");
-    clients[fd] = (struct client){0};
+    server->clients[fd] = (struct client){0};
     struct epoll_event event = {.events = EPOLLIN, .data.fd = fd};
-    if (epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) != 0)
+    if (epoll_ctl(server->epoll, EPOLL_CTL_ADD, fd, &event) != 0)
         err(1, "epoll_ctl");
 }
 
-static void readable(const struct bare *bare, int epoll, int fd, char *in)
+static void readable(struct server *server, int fd)
 {
-    ssize_t got = recv(fd, in, READ_MAX, MSG_DONTWAIT);
+    const struct bare *bare = server->bare;
+    ssize_t got = recv(fd, server->in, READ_MAX, MSG_DONTWAIT);
     if (got < 0 && errno == EAGAIN)
         return;
     if (got <= 0) {
         close(fd);
         return;
     }
-    struct client *client = &clients[fd];
-    uint64_t lines = client->lines + line_ends(in, (size_t)got);
+    struct client *client = &server->clients[fd];
+    uint64_t lines = client->lines + line_ends(server->in, (size_t)got);
     client->owed += lines / bare->lines * bare->length;
     client->lines = (unsigned)(lines % bare->lines);
-    pay(bare, epoll, fd);
+    pay(server, fd);
+}
+
+static struct server *server_new(const struct bare *bare)
+{
+    struct epoll_event listen = {.events = EPOLLIN | EPOLLEXCLUSIVE, .data.fd = bare->listener};
+    struct server *server = malloc(sizeof(*server));
+    if (server == NULL)
+        err(1, "no memory");
+    server->bare = bare;
+    server->clients = calloc(CONNS_MAX, sizeof(*server->clients));
+    server->epoll = epoll_create1(EPOLL_CLOEXEC);
+    if (server->clients == NULL || server->epoll < 0 ||
+        epoll_ctl(server->epoll, EPOLL_CTL_ADD, bare->listener, &listen) != 0)
+        err(1, "can't serve");
+    return server;
 }
 
 static void *serve(void *arg)
 {
-    const struct bare *bare = arg;
+    struct server *server = server_new(arg);
     struct epoll_event events[EVENTS];
-    char *in = malloc(READ_MAX);
-    int epoll = epoll_create1(EPOLL_CLOEXEC);
-    struct epoll_event listen = {.events = EPOLLIN | EPOLLEXCLUSIVE, .data.fd = bare->listener};
-    if (in == NULL || epoll < 0 || epoll_ctl(epoll, EPOLL_CTL_ADD, bare->listener, &listen) != 0)
-        err(1, "can't serve");
     for (;;) {
-        int count = epoll_wait(epoll, events, EVENTS, -1);
+        int count = epoll_wait(server->epoll, events, EVENTS, -1);
         for (int i = 0; i < count; i++) {
             int fd = events[i].data.fd;
-            if (fd == bare->listener)
-                accept_one(bare, epoll);
+            if (fd == server->bare->listener)
+                accept_one(server);
             else if (events[i].events & EPOLLOUT)
-                pay(bare, epoll, fd);
+                pay(server, fd);
             else
-                readable(bare, epoll, fd, in);
+                readable(server, fd);
         }
     }
     return NULL;

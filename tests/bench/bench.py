@@ -17,8 +17,8 @@ import tempfile
 import time
 
 import cases
+import cases_socket  # in the order in which their cases run
 import cases_client
-import cases_socket
 import cases_store
 import measure
 import plots
@@ -98,6 +98,12 @@ def run(bench, names):
             bench.stop_all()
 
 
+def busiest(rows):
+    """The largest share of its cores that the load generator used on any real server."""
+    return max((share for row in rows if row.figure == measure.SHARE.name
+                for name, share in row.values.items() if name != "bare"), default=None)
+
+
 def draw(settings, facts, raw):
     if shutil.which("gnuplot") is None:
         print("no plots: gnuplot is not installed", file=sys.stderr)
@@ -130,6 +136,7 @@ def main():
         bench.stop_all()
         shutil.rmtree(folder, ignore_errors=True)
     facts["took seconds"] = round(time.monotonic() - started)
+    facts["load generator's share, at most"] = busiest(bench.rows)
     facts["used by others"] = round(statistics.median(bench.foreign), 3) if bench.foreign else None
     print(report.table(bench.rows))
     if bench.calls:

@@ -7,6 +7,7 @@ import subprocess
 import time
 
 from cases import CASES, case
+from cases_socket import SMALL_KEYS
 from line import key_of
 from measure import BOTH, Figure, P99, WALL, not_built, row_of
 
@@ -33,12 +34,12 @@ def compiling(processes):
 
 def library_lineup(bench):
     return bench.lineup("library", lambda: [bench.liara(), bench.memcached(), bench.redis()],
-                        lambda server: bench.fill(server, 100, 100000))
+                        lambda server: bench.fill(server, 100, SMALL_KEYS))
 
 
 def library(bench, name, target):
     runs = {server.name: (lambda server=server:
-                          bench.client(LIBRARIES[server.name], server, 100, 100000))
+                          bench.client(LIBRARIES[server.name], server, 100, SMALL_KEYS))
             for server in library_lineup(bench)}
     title, peers = CASES[name][0], ["memcached", "redis"]
     rounds = bench.rounds(name, runs)
@@ -62,15 +63,6 @@ FETCH = (("mmap", "liara", "descriptor-mmap"), ("pread", "liara", "descriptor-pr
          ("library", "liara", "liara"), ("socket", "liara", "liara-bytes"),
          ("memcached", "memcached", "memcached-bytes"), ("redis", "redis", "redis-bytes"),
          ("libmemcached", "memcached", "libmemcached"), ("hiredis", "redis", "hiredis"))
-
-
-def large_lineup(bench):
-    """4 values of 16 MB and 16 of 1 MB, which begin at key 1000."""
-    def fill(server):
-        bench.fill(server, 16 << 20, 4)
-        bench.fill(server, 1 << 20, 16, first=1000)
-    return bench.lineup(
-        "large", lambda: [bench.liara(), bench.memcached(largest=16 << 20), bench.redis()], fill)
 
 
 def fetch(bench, name, size, keys, target):

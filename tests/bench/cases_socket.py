@@ -4,15 +4,18 @@ from cases import CASES, case
 from measure import CPU, P50, P99, P999, RATE, SHARE, row_of
 
 
+SMALL_KEYS = 10000  # of 100 B: the thousands of small things that one build asks for
+
+
 def keys_for(size):
-    """Enough keys that no value stays in a processor's cache by chance, few enough to be quick."""
-    return max(16, min(100000, 128 * 1024 * 1024 // size))
+    """Enough values that not all of them stay in a processor's cache, few enough to be quick."""
+    return max(16, min(SMALL_KEYS, 128 * 1024 * 1024 // size))
 
 
 def small_lineup(bench):
     return bench.lineup(
         "small", lambda: [bench.liara(), bench.memcached(), bench.redis(), bench.bare()],
-        lambda server: bench.fill(server, 100, keys_for(100)))
+        lambda server: bench.fill(server, 100, SMALL_KEYS))
 
 
 def sized_lineup(bench, size):
@@ -43,33 +46,36 @@ def compare(bench, name, lineup, arguments, cpu, cpu_bare=None, bare=True, calls
             bench.system_calls(name, server, arguments, calls)
 
 
+SMALL = ["--keys", SMALL_KEYS]
+
+
 @case("get-100-c1", "GET hit, 100 B, 1 connection, one at a time")
 def get_100_c1(bench):
-    compare(bench, "get-100-c1", small_lineup(bench), ["--connections", 1], 0.95, 1.15, calls=2000)
+    compare(bench, "get-100-c1", small_lineup(bench), SMALL + ["--connections", 1], 0.95, 1.15, calls=2000)
 
 
 @case("get-100-c50", "GET hit, 100 B, 50 connections, one at a time")
 def get_100_c50(bench):
-    compare(bench, "get-100-c50", small_lineup(bench), ["--connections", 50], 0.88, 1.15,
+    compare(bench, "get-100-c50", small_lineup(bench), SMALL + ["--connections", 50], 0.88, 1.15,
             calls=4000)
 
 
 @case("get-100-c50-d16", "GET hit, 100 B, 50 connections, 16 in flight")
 def get_100_c50_d16(bench):
     compare(bench, "get-100-c50-d16", small_lineup(bench),
-            ["--connections", 50, "--in-flight", 16, "--threads", 2], 0.60, 1.40, calls=16000)
+            SMALL + ["--connections", 50, "--in-flight", 16, "--threads", 2], 0.60, 1.40, calls=16000)
 
 
 @case("put-100-c50", "PUT overwrite, 100 B, 50 connections")
 def put_100_c50(bench):
     compare(bench, "put-100-c50", small_lineup(bench),
-            ["--connections", 50, "--put-percent", 100], 0.90, bare=False, calls=4000)
+            SMALL + ["--connections", 50, "--put-percent", 100], 0.90, bare=False, calls=4000)
 
 
 @case("connect-c8", "GET by a new connection each time, 8 at once")
 def connect_c8(bench):
     compare(bench, "connect-c8", small_lineup(bench),
-            ["--connections", 8, "--reconnect", "--threads", 2], 0.75, 1.25, calls=1000)
+            SMALL + ["--connections", 8, "--reconnect", "--threads", 2], 0.75, 1.25, calls=1000)
 
 
 @case("growth-connections", "GET hit, 100 B, 50 busy connections among more")
@@ -81,7 +87,7 @@ def growth_connections(bench):
     runs = {}
     for server in servers:
         for label, idle in (("10", 10), ("1k", 950), ("8k", 7950)):
-            arguments = ["--connections", 50, "--idle", idle]
+            arguments = SMALL + ["--connections", 50, "--idle", idle]
             runs[f"{server.name} {label}"] = (lambda server=server, arguments=arguments:
                                               bench.timed_load(server, arguments))
     rounds = bench.rounds(name, runs)
@@ -136,7 +142,7 @@ def sizes(bench):
                      "--first-key", number * 1000000]
         runs = {server.name: (lambda server=server: bench.timed_load(server, arguments))
                 for server in servers}
-        rounds = bench.rounds(f"sizes {size}", runs)
+        rounds = bench.rounds(f"sizes {size}", runs, count=2 if bench.settings.quick else None)
         row = row_of("sizes", CASES["sizes"][0], RATE, rounds, "liara", ["memcached", "redis"])
         row.figure = f"{size} B, requests per second"
         bench.rows.append(row)

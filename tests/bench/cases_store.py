@@ -6,8 +6,9 @@ import subprocess
 import time
 
 from cases import CASES, case
+from cases_socket import SMALL, SMALL_KEYS
 from line import Line, key_of
-from measure import CPU, Figure, P50, P99, P999, RATE, Row, judged, row_of
+from measure import CPU, P50, P99, P999, RATE, Figure, Row, judged, row_of
 
 BACKENDS = ("sqlite", "filesystem", "redis")
 
@@ -222,11 +223,11 @@ def interference(bench):
     name, title = "interference", CASES["interference"][0]
 
     def fill(server):
-        bench.fill(server, 100, 100000)
+        bench.fill(server, 100, SMALL_KEYS)
         bench.fill(server, 16 << 20, 4, first=1 << 30)
 
     runs = {}
-    arguments = ["--connections", 50]
+    arguments = SMALL + ["--connections", 50]
     servers = bench.lineup(
         name, lambda: [bench.liara(), bench.memcached(largest=16 << 20), bench.redis()], fill)
     for server in servers:
@@ -250,9 +251,9 @@ def workers(bench):
     name, title = "workers", CASES["workers"][0]
     servers = bench.lineup(
         name, lambda: [bench.liara("1-worker", workers=1), bench.liara("2-workers", workers=2)],
-        lambda server: bench.fill(server, 100, 100000))
-    for label, arguments in (("one at a time", ["--connections", 50]),
-                             ("16 in flight", ["--connections", 50, "--in-flight", 16])):
+        lambda server: bench.fill(server, 100, SMALL_KEYS))
+    for label, arguments in (("one at a time", SMALL + ["--connections", 50]),
+                             ("16 in flight", SMALL + ["--connections", 50, "--in-flight", 16])):
         runs = {server.name: (lambda server=server: bench.timed_load(server, arguments))
                 for server in servers}
         rounds = bench.rounds(f"workers, {label}", runs)

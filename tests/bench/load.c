@@ -147,18 +147,24 @@ static void open_idle(const struct options *options)
         greet(options->plan.peer, traffic_connect(options->plan.socket));
 }
 
+/* The last takes what the others leave. */
+static uint64_t share_of(uint64_t all, unsigned threads, unsigned index)
+{
+    uint64_t each = all / threads;
+    return index + 1 < threads ? each : all - each * index;
+}
+
 /* This thread's part of connections, requests and, where they go in sequence, keys. */
 static struct traffic_plan part_of(const struct options *options, unsigned index)
 {
     struct traffic_plan part = options->plan;
     unsigned threads = options->threads;
     part.connections = part.connections / threads + (index < part.connections % threads);
-    part.requests = part.requests / threads + (index < part.requests % threads);
     part.seed = part.seed * THREADS_MAX + index;
+    part.requests = share_of(part.requests, threads, index);
     if (part.in_sequence) {
-        uint64_t each = part.keys / threads;
-        part.first_key += index * each;
-        part.keys = index + 1 < threads ? each : part.keys - index * each;
+        part.first_key += part.keys / threads * index;
+        part.keys = share_of(part.keys, threads, index);
     }
     return part;
 }

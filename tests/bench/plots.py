@@ -11,7 +11,7 @@ set output "{path}"
 set title "{title}"
 set xlabel "{x}"
 set ylabel "{y}"
-set grid lc rgb "#dddddd"
+set grid back lt 1 lw 1 lc rgb "#cccccc"
 set key top left
 set border 3
 set tics nomirror
@@ -19,7 +19,8 @@ set tics nomirror
 
 
 def quoted(text):
-    return text.replace("\\", "\\\\").replace('"', '\\"')
+    """As gnuplot takes it between double quotes; a line's end becomes one of its title."""
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def median(rounds, name, key):
@@ -79,28 +80,30 @@ def write(folder, raw, machine):
     paths = []
     if any(case.startswith("sizes ") for case in raw):
         paths.append(draw(
-            folder, "size", f"GET by size of the value, 8 connections\\n{machine}",
+            folder, "size", f"GET by size of the value, 8 connections\n{machine}",
             "bytes of a value", "requests per second", by_size(raw),
-            "set logscale xy\nset format x '10^{%L}'\nset format y '10^{%L}'\nset key top right\n"))
+            "set logscale xy\nset xrange [70:1500000]\nset format y '10^{%L}'\nset key top right\n"
+            "set xtics ('100 B' 100, '1 KB' 1024, '4 KB' 4096, '16 KB' 16384, '64 KB' 65536, "
+            "'256 KB' 262144, '1 MB' 1048576)\n"))
     if "get-100-c50" in raw:
         paths.append(draw(
-            folder, "latency", f"Latency, GET of 100 B, 50 connections\\n{machine}", "percentile",
+            folder, "latency", f"Latency, GET of 100 B, 50 connections\n{machine}", "percentile",
             "microseconds", by_percentile(raw["get-100-c50"]),
             "set logscale xy\nset xtics ('50' 2, '90' 10, '99' 100, '99.9' 1000, "
             "'99.99' 10000)\n"))
     if "growth-entries" in raw:
         paths.append(draw(
-            folder, "entries", f"Server CPU of a GET, by number of entries\\n{machine}", "entries",
+            folder, "entries", f"Server CPU of a GET, by number of entries\n{machine}", "entries",
             "microseconds of CPU per request",
             by_growth(raw["growth-entries"], "-",
                       {"1k": 1e3, "100k": 1e5, "1M": 1e6, "5M": 5e6}, "server_cpu_ns", 1e-3),
-            "set logscale x\nset format x '10^{%L}'\nset yrange [0:*]\nset key bottom right\n"))
+            "set logscale x\nset xrange [700:7000000]\nset format x '10^{%L}'\nset yrange [0:*]\nset key bottom right\n"))
     if "growth-connections" in raw:
         paths.append(draw(
             folder, "connections",
-            f"Server CPU of a GET, 50 busy connections among more\\n{machine}", "connections",
+            f"Server CPU of a GET, 50 busy connections among more\n{machine}", "connections",
             "microseconds of CPU per request",
             by_growth(raw["growth-connections"], " ", {"10": 60, "1k": 1e3, "8k": 8e3},
                       "server_cpu_ns", 1e-3),
-            "set logscale x\nset yrange [0:*]\nset key bottom right\n"))
+            "set logscale x\nset xrange [40:12000]\nset yrange [0:*]\nset key bottom right\n"))
     return paths
