@@ -50,8 +50,7 @@ static enum store_status fail(struct store_call *call, int error, const char *wh
     return store_fail(call, code, "%s: %s", what, strerror(error));
 }
 
-/* Whether the call's key is there: STORE_OK, STORE_MISS or STORE_FAILED. The folder's lock is held.
- */
+/* STORE_OK: the call's key is there. Else STORE_MISS or STORE_FAILED. The folder's lock is held. */
 static enum store_status look_locked(struct filesystem *fs, struct store_call *call,
                                      XXH128_hash_t hash, struct fs_facts *facts)
 {

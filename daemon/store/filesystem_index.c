@@ -228,8 +228,8 @@ static bool open_shards(struct fs_index *index)
     return ok;
 }
 
-struct fs_index *fs_index_open(int directory, uint32_t block, XXH128_hash_t state, bool empty,
-                               char *why, size_t size)
+struct fs_index *fs_index_open(struct fs_directory directory, uint32_t block, XXH128_hash_t state,
+                               bool empty, char *why, size_t size)
 {
     struct fs_index *index = calloc(1, sizeof(*index));
     if (index == NULL || !open_shards(index)) {
@@ -650,8 +650,7 @@ bool fs_index_log_waits(struct fs_index *index)
     return fs_log_waiting(index->log) >= FLUSH_BYTES;
 }
 
-/* A file that is given up takes the one that is being written with it: that is the one to finish.
- */
+/* A fresh file may be on its way already; that one is finished. 0 or errno. */
 static int renew_now(struct fs_index *index)
 {
     int error = index->renewing ? 0 : renew_begin(index);

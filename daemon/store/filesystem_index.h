@@ -46,8 +46,7 @@ struct fs_facts {
     int64_t expires;
 };
 
-/* A new entry, not yet in the index, of this moment's use; free() it, or hand it on. NULL: ENOMEM.
- */
+/* A new entry, used now, not in the index yet: the caller's to free() or hand on. NULL: ENOMEM. */
 struct fs_entry *fs_entry_new(XXH128_hash_t hash, const uint8_t *key, size_t key_length,
                               uint32_t length, int64_t expires);
 
@@ -56,8 +55,8 @@ struct fs_entry *fs_entry_new(XXH128_hash_t hash, const uint8_t *key, size_t key
  * state: a summary of how the folders look; empty: they have no file at all. NULL, and why. One
  * thread.
  */
-struct fs_index *fs_index_open(int directory, uint32_t block, XXH128_hash_t state, bool empty,
-                               char *why, size_t size);
+struct fs_index *fs_index_open(struct fs_directory directory, uint32_t block, XXH128_hash_t state,
+                               bool empty, char *why, size_t size);
 
 /*
  * Closes and frees. state: all is on stable storage, and the next start may rely on the index if it

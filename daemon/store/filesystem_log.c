@@ -26,14 +26,14 @@ struct buffer {
 /* A file that is appended to; fd is -1 where there is none. */
 struct stream {
     int fd;
-    bool failed;
+    int error; /* not 0: it is given up, for this */
     uint64_t records;
     struct buffer waiting;
 };
 
 struct fs_log {
-    int directory;
-    pthread_mutex_t lock; /* of the streams' waiting, records and failed; never held over I/O */
+    struct fs_directory directory;
+    pthread_mutex_t lock; /* of the streams' waiting, records and error; never held over I/O */
     struct stream current;
     struct stream fresh; /* while the file is written afresh */
 };
@@ -70,11 +70,10 @@ static void buffer_append(struct buffer *buffer, const void *bytes, size_t lengt
 /* The lock is held. A stream that lost a record is of no use any more. */
 static void stream_add(struct stream *stream, const struct fs_record *record, const uint8_t *key)
 {
-    if (stream->fd < 0 || stream->failed)
+    if (stream->fd < 0 || stream->error != 0)
         return;
     if (!buffer_reserve(&stream->waiting, sizeof(*record) + record->key_length)) {
-        log_error("out of memory for the index file");
-        stream->failed = true;
+        stream->error = ENOMEM;
         return;
     }
     buffer_append(&stream->waiting, record, sizeof(*record));
@@ -98,9 +97,10 @@ static bool write_all(int fd, const uint8_t *bytes, size_t length)
 
 static int stream_fail(struct fs_log *log, struct stream *stream, int error, const char *what)
 {
-    log_error("can't %s the index file: %s; it will be written afresh", what, strerror(error));
+    log_error("can't %s %s/index: %s; it will be written afresh", what, log->directory.path,
+              strerror(error));
     pthread_mutex_lock(&log->lock);
-    stream->failed = true;
+    stream->error = error;
     stream->waiting.length = 0;
     pthread_mutex_unlock(&log->lock);
     return error;
@@ -111,10 +111,9 @@ static int stream_flush(struct fs_log *log, struct stream *stream)
     pthread_mutex_lock(&log->lock);
     struct buffer taken = stream->waiting;
     stream->waiting = (struct buffer){0};
-    bool failed = stream->failed || stream->fd < 0;
+    int error = stream->fd < 0 ? EBADF : stream->error;
     pthread_mutex_unlock(&log->lock);
-    int error = failed ? EIO : 0;
-    if (!failed && !write_all(stream->fd, taken.bytes, taken.length))
+    if (error == 0 && !write_all(stream->fd, taken.bytes, taken.length))
         error = stream_fail(log, stream, errno, "write");
     free(taken.bytes);
     return error;
@@ -218,8 +217,8 @@ static bool read_records(struct fs_log *log, struct reader *reader, fs_log_repla
     }
     if (fstat(reader->fd, &st) == 0 && (uint64_t)st.st_size == reader->used)
         return true;
-    log_warning("the index file is damaged after %llu bytes; what it lacks is looked for",
-                (unsigned long long)reader->used);
+    log_warning("%s/index is damaged after %llu bytes; what it lacks is looked for",
+                log->directory.path, (unsigned long long)reader->used);
     last->type = 0;
     return true;
 }
@@ -249,12 +248,12 @@ static bool load(struct fs_log *log, fs_log_replay *replay, void *arg, struct fs
     }
     int error = begin_appending(log, reader.used, last->type == FS_CLOSED);
     if (error != 0)
-        snprintf(why, size, "can't write the store's index file: %s", strerror(error));
+        snprintf(why, size, "can't write %s/index: %s", log->directory.path, strerror(error));
     return error == 0;
 }
 
-struct fs_log *fs_log_open(int directory, XXH128_hash_t state, fs_log_replay *replay, void *arg,
-                           bool *clean, char *why, size_t size)
+struct fs_log *fs_log_open(struct fs_directory directory, XXH128_hash_t state,
+                           fs_log_replay *replay, void *arg, bool *clean, char *why, size_t size)
 {
     struct fs_record last = {.type = 0};
     struct fs_log *log = calloc(1, sizeof(*log));
@@ -265,11 +264,11 @@ struct fs_log *fs_log_open(int directory, XXH128_hash_t state, fs_log_replay *re
     log->directory = directory;
     log->fresh.fd = -1;
     pthread_mutex_init(&log->lock, NULL);
-    unlinkat(directory, INDEX_NEW, 0);
+    unlinkat(directory.fd, INDEX_NEW, 0);
     log->current.fd =
-        openat(directory, INDEX, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
+        openat(directory.fd, INDEX, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (log->current.fd < 0)
-        snprintf(why, size, "can't open the store's index file: %s", strerror(errno));
+        snprintf(why, size, "can't open %s/index: %s", directory.path, strerror(errno));
     if (log->current.fd < 0 || !load(log, replay, arg, &last, why, size)) {
         fs_log_close(log, NULL);
         return NULL;
@@ -283,7 +282,7 @@ void fs_log_close(struct fs_log *log, const XXH128_hash_t *state)
     if (log == NULL)
         return;
     if (log->fresh.fd >= 0)
-        unlinkat(log->directory, INDEX_NEW, 0);
+        unlinkat(log->directory.fd, INDEX_NEW, 0);
     if (state != NULL)
         add_mark(log, &log->current, (struct fs_record){.type = FS_CLOSED, .hash = *state});
     stream_sync(log, &log->current);
@@ -327,7 +326,7 @@ int fs_log_persist(struct fs_log *log)
 bool fs_log_wants_renewal(struct fs_log *log, uint64_t entries)
 {
     pthread_mutex_lock(&log->lock);
-    bool wants = log->current.failed || log->current.records > 2 * entries + SLACK_RECORDS;
+    bool wants = log->current.error != 0 || log->current.records > 2 * entries + SLACK_RECORDS;
     pthread_mutex_unlock(&log->lock);
     return wants;
 }
@@ -335,13 +334,13 @@ bool fs_log_wants_renewal(struct fs_log *log, uint64_t entries)
 int fs_log_renew_begin(struct fs_log *log)
 {
     const int flags = O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC | O_NOFOLLOW;
-    int fd = openat(log->directory, INDEX_NEW, flags, 0600);
+    int fd = openat(log->directory.fd, INDEX_NEW, flags, 0600);
     if (fd < 0 || !write_all(fd, (const uint8_t *)&MAGIC, sizeof(MAGIC))) {
         int error = errno;
-        log_error("can't write the index file afresh: %s", strerror(error));
+        log_error("can't write %s/index afresh: %s", log->directory.path, strerror(error));
         if (fd >= 0) {
             close(fd);
-            unlinkat(log->directory, INDEX_NEW, 0);
+            unlinkat(log->directory.fd, INDEX_NEW, 0);
         }
         return error;
     }
@@ -375,11 +374,11 @@ int fs_log_renew_end(struct fs_log *log)
     struct stream old = take_over(log);
     stream_close(&old);
     int error = stream_sync(log, &log->current);
-    if (error == 0 && renameat(log->directory, INDEX_NEW, log->directory, INDEX) != 0)
+    if (error == 0 && renameat(log->directory.fd, INDEX_NEW, log->directory.fd, INDEX) != 0)
         error = stream_fail(log, &log->current, errno, "put in place");
-    if (error == 0 && fsync(log->directory) != 0)
+    if (error == 0 && fsync(log->directory.fd) != 0)
         error = stream_fail(log, &log->current, errno, "sync the folder of");
     if (error != 0)
-        unlinkat(log->directory, INDEX_NEW, 0);
+        unlinkat(log->directory.fd, INDEX_NEW, 0);
     return error;
 }

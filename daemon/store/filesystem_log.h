@@ -20,6 +20,12 @@
 
 struct fs_log;
 
+/* The store's folder: its descriptor, and its path for what is said about it, both the caller's. */
+struct fs_directory {
+    int fd;
+    const char *path;
+};
+
 enum fs_record_type {
     FS_PUT = 1,
     FS_DELETE,
@@ -47,8 +53,8 @@ typedef bool fs_log_replay(void *arg, const struct fs_record *record, const uint
  * for its records. *clean: the last is FS_CLOSED, and the folders are still in the state that it
  * tells of. From here on, until fs_log_close() says so again, it is not. NULL, and why.
  */
-struct fs_log *fs_log_open(int directory, XXH128_hash_t state, fs_log_replay *replay, void *arg,
-                           bool *clean, char *why, size_t size);
+struct fs_log *fs_log_open(struct fs_directory directory, XXH128_hash_t state,
+                           fs_log_replay *replay, void *arg, bool *clean, char *why, size_t size);
 
 /*
  * Writes what waits and frees. state: all is in order and on stable storage, and this is how the

@@ -67,8 +67,6 @@ static void note_change(struct fs_tree *tree, XXH128_hash_t hash, bool is_new)
     pthread_mutex_unlock(&tree->dirty_lock);
 }
 
-/* Removes file and entry, of which the folder's lock is held. 0, or errno; ENOENT: was not there.
- */
 int fs_tree_remove(struct fs_tree *tree, XXH128_hash_t hash, uint64_t *freed)
 {
     char name[FS_NAME_SIZE];
@@ -82,8 +80,7 @@ int fs_tree_remove(struct fs_tree *tree, XXH128_hash_t hash, uint64_t *freed)
     return error;
 }
 
-/* Takes a damaged file away, so that the next PUT finds its place free. The folder's lock is held.
- */
+/* Takes a damaged file away, so that its place is free. The folder's lock is held. */
 static void discard(struct fs_tree *tree, XXH128_hash_t hash, const char *what)
 {
     char name[FS_NAME_SIZE];
@@ -292,11 +289,11 @@ static bool empty_tmp(struct fs_tree *tree, char *why, size_t size)
     return true;
 }
 
-/* Files take up whole blocks. */
+/* Files take up whole blocks. What a network's file system says of them is about transfers. */
 static uint32_t block_size(const struct fs_tree *tree)
 {
     struct statvfs st;
-    bool known = fstatvfs(tree->root, &st) == 0 && st.f_frsize >= 512 && st.f_frsize <= 1 << 20;
+    bool known = fstatvfs(tree->root, &st) == 0 && st.f_frsize >= 512 && st.f_frsize <= 65536;
     return known ? (uint32_t)st.f_frsize : 4096;
 }
 
@@ -344,6 +341,12 @@ static struct fs_tree *new_tree(const char *directory)
     return tree;
 }
 
+static struct fs_index *open_index(struct fs_tree *tree, bool fresh, char *why, size_t size)
+{
+    const struct fs_directory directory = {.fd = tree->root, .path = tree->directory};
+    return fs_index_open(directory, block_size(tree), folder_state(tree), fresh, why, size);
+}
+
 struct fs_tree *fs_tree_open(const char *directory, char *why, size_t size)
 {
     struct fs_tree *tree = new_tree(directory);
@@ -351,15 +354,14 @@ struct fs_tree *fs_tree_open(const char *directory, char *why, size_t size)
     if (tree == NULL || tree->directory == NULL)
         snprintf(why, size, "out of memory");
     else if (open_layout(tree, &fresh, why, size))
-        tree->index =
-            fs_index_open(tree->root, block_size(tree), folder_state(tree), fresh, why, size);
-    if (tree != NULL && tree->index != NULL) {
-        /* What the daemon before us left unsynced is ours to sync. */
-        tree->dirty.many = !fs_index_certain(tree->index);
-        return tree;
+        tree->index = open_index(tree, fresh, why, size);
+    if (tree == NULL || tree->index == NULL) {
+        fs_tree_close(tree, false);
+        return NULL;
     }
-    fs_tree_close(tree, false);
-    return NULL;
+    /* What the daemon before us left unsynced is ours to sync. */
+    tree->dirty.many = !fs_index_certain(tree->index);
+    return tree;
 }
 
 void fs_tree_close(struct fs_tree *tree, bool clean)

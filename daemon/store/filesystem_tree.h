@@ -23,7 +23,7 @@
 #include <stdatomic.h>
 
 enum {
-    FS_FEW = 64,  /* files, folders: so many are synced one by one, more all at once */
+    FS_FEW = 16,  /* files, folders: so many are synced one by one, more all at once */
     FS_BATCH = 64 /* entries gathered from the index at a time */
 };
 

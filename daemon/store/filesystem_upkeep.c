@@ -155,8 +155,7 @@ static uint64_t evict_one(struct fs_tree *tree)
     return freed;
 }
 
-/* Down to a little below the bound, so that not every PUT calls for it. True: there is more to do.
- */
+/* Goes a little below the bound, so that not every PUT calls for it. True: there is more to do. */
 static bool evict_step(struct fs_upkeep *upkeep, uint64_t max)
 {
     if (fs_index_disk(upkeep->tree->index) > max)
