@@ -231,9 +231,9 @@ class Redis(Process):
 
     def start(self):
         super().__init__(self.arguments, self.folder / "redis.log")
-        until(self._answers, "redis-server answers")
+        until(self.answers, "redis-server answers")
 
-    def _answers(self):
+    def answers(self):
         if not self.running():
             raise AssertionError("redis-server ended:\n" + self.log())
         try:
@@ -281,19 +281,19 @@ class Daemon(Process):
         """Starts it without waiting for it to answer."""
         self.expected = 0
         log = self.folder / "log"
-        self.served_before = log.read_text().count(" serving ") if log.exists() else 0
+        self.served_before = log.read_text().count("serving ") if log.exists() else 0
         super().__init__(self.command_line(), self.folder / "log", self.environment,
                          self.descriptors, self.before)
 
     def start(self):
         self.launch()
-        until(self._answers, "the daemon answers")
+        until(self.answers, "the daemon answers")
 
-    def _answers(self):
+    def answers(self):
         if not self.running():
             raise AssertionError(f"the daemon ended with {self.process.returncode}:\n{self.log()}")
         # The first worker answers before the last one is started; tests count descriptors.
-        if self.log().count(" serving ") <= self.served_before:
+        if self.log().count("serving ") <= self.served_before:
             return False
         with Client(self.options["socket"]) as client:
             return client.ask("PING") == "OK"
@@ -336,6 +336,15 @@ class Daemon(Process):
         return int(fields[1]) * resource.getpagesize()
 
 
+def all_hear(daemon):
+    """Whether none of some connections is told that Redis does not answer, yet."""
+    def one():
+        with daemon.client() as client:
+            return client.ask("HEAD nothing") == "MISS"
+
+    return all([one() for _ in range(8)])
+
+
 class SessionTest(unittest.TestCase):
     """A test with a folder of its own, which takes away what it started."""
 
@@ -357,16 +366,22 @@ class SessionTest(unittest.TestCase):
 
     def daemon(self, backend, **options):
         """A running daemon; a Redis server comes with it where it needs one."""
-        if backend == "redis" and "redis_socket" not in options:
+        own_redis = backend == "redis" and "redis_socket" not in options
+        if own_redis:
             options["redis_socket"] = self.redis().socket
-        return self.prepared(backend, **options)
+        daemon = self.launched(self.prepared(backend, **options))
+        if own_redis:
+            until(lambda: all_hear(daemon), "all workers have reached Redis")
+        return daemon
 
     def prepared(self, backend, **options):
-        daemon = Daemon(self._fresh("daemon"), backend, start=False, **options)
-        if options.get("start", True):
-            daemon.launch()
-            self.addCleanup(self._end, daemon)
-            until(daemon._answers, "the daemon answers")
+        """A daemon that is still to be launched, for which see launched()."""
+        return Daemon(self._fresh("daemon"), backend, start=False, **options)
+
+    def launched(self, daemon):
+        daemon.launch()
+        self.addCleanup(self._end, daemon)
+        until(daemon.answers, "the daemon answers")
         return daemon
 
     def adopt(self, daemon):

@@ -284,7 +284,7 @@ class SecretRedis(Redis):
                           self.socket, "--save", "", "--dir", folder]
         self.start()
 
-    def _answers(self):
+    def answers(self):
         try:
             return self.command("PING").startswith(b"-NOAUTH")
         except OSError:

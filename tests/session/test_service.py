@@ -12,6 +12,9 @@ import unittest
 from harness import (BACKENDS, DAEMON, PERSISTENT, TITLES, Client, Daemon, SessionTest, until)
 
 
+HANDED_OVER = 9  # a descriptor's number that nothing else of a test has
+
+
 def run(*arguments, **environment):
     """Runs the daemon for something that ends by itself."""
     return subprocess.run([DAEMON, *map(str, arguments)], capture_output=True, text=True,
@@ -99,7 +102,7 @@ class Owners(SessionTest):
             if not daemon.running():
                 self.assertEqual(daemon.wait(), 1)
         winner = next(d for d in daemons if d.running())
-        until(winner._answers, "it serves")
+        until(winner.answers, "it serves")
         winner.stop()
 
 
@@ -151,12 +154,10 @@ class Signals(SessionTest):
             self.assertEqual(data.replace(b"STORED\n", b"").replace(b"EXISTS\n", b""), b"")
 
     def test_hangup_reads_the_configuration_again(self):
-        daemon = self.prepared("memory", start=None, max_value_size=None, backend=None)
+        daemon = self.prepared("memory")
+        del daemon.options["backend"]
         daemon.config.write_text("backend = memory\nmax-value-size = 10\n")
-        daemon.launch()
-        self.addCleanup(self._end, daemon)
-        until(daemon._answers, "it answers")
-        client = self.client(daemon)
+        client = self.client(self.launched(daemon))
         self.assertRegex(client.put("key", "0123456789a"), "ERROR too-large")
         daemon.config.write_text("backend = memory\nmax-value-size = 100\n")
         daemon.signal(signal.SIGHUP)
@@ -210,47 +211,37 @@ class Systemd(SessionTest):
         message("^STOPPING=1")
         self.assertEqual(daemon.wait(), 0)
 
-    def activated(self, **options):
-        """A listening socket, handed over as systemd does."""
+    def activated(self):
+        """A listening socket, and a daemon to which it is handed over as systemd does."""
         path = self.folder / "activated"
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.addCleanup(listener.close)
         listener.bind(str(path))
         listener.listen(100)
-        daemon = self.prepared("memory", start=None, socket=path, **options)
-
-        def hand_over():
-            os.dup2(listener.fileno(), 3)
-            os.set_inheritable(3, True)
-            os.environ["LISTEN_PID"] = str(os.getpid())
-
-        # LISTEN_PID is the daemon's own number, which only the child knows: a shell sets it.
+        os.dup2(listener.fileno(), HANDED_OVER)
+        self.addCleanup(os.close, HANDED_OVER)
+        daemon = self.prepared("memory", socket=path, descriptors=(HANDED_OVER,))
+        # Only the daemon's own process knows LISTEN_PID, so a shell sets it.
+        script = f'exec 3<&{HANDED_OVER}; LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@"'
         command = daemon.command_line()
-        daemon.command_line = lambda: [
-            "/bin/sh", "-c", 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@"', *command]
-        daemon.before = hand_over
-        daemon.descriptors = (3,)
-        return daemon, listener, path
+        daemon.command_line = lambda: ["/bin/sh", "-c", script, *command]
+        return daemon, path
 
     def test_socket_activation(self):
-        daemon, listener, path = self.activated()
+        daemon, path = self.activated()
         early = Client(path)  # before the daemon runs: it waits in the queue
         self.addCleanup(early.close)
         early.send("PUT key 5\nvalue\n")
-        daemon.launch()
-        self.addCleanup(self._end, daemon)
+        self.launched(daemon)
         self.assertEqual(early.line(), "STORED")
-        until(daemon._answers, "it answers")
         daemon.stop()
         self.assertTrue(path.exists(), "the socket is systemd's")
         self.assertIn("systemd's socket", daemon.log())
-        # A client that comes meanwhile waits for the next daemon.
-        late = Client(path)
+        late = Client(path)  # it waits for the next daemon
         self.addCleanup(late.close)
         late.send("PING\n")
-        daemon.launch()
+        daemon.start()
         self.assertEqual(late.line(), "OK")
-        until(daemon._answers, "it answers")
 
     def test_the_journal_gets_priorities(self):
         folder = self.folder / "journal"
@@ -260,10 +251,7 @@ class Systemd(SessionTest):
         status = log.stat()
         daemon = Daemon(folder, "memory", start=False, environment={
             **os.environ, "JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"})
-        daemon.launch()
-        self.addCleanup(self._end, daemon)
-        until(daemon._answers, "it answers")
-        daemon.stop()
+        self.launched(daemon).stop()
         for line in daemon.log().splitlines():
             self.assertRegex(line, "^<[3-7]>[^0-9]")
 
@@ -308,8 +296,8 @@ class Configuration(SessionTest):
         path.write_text("max-size = 1G\nworkers = 3\n")
         done = run(f"--config={path}", "--workers=2", "--print-config")
         self.assertEqual(done.returncode, 0, done.stderr)
-        for pattern in (rf"max-size = 1G .*{path}:1", "workers = 2 .*command line",
-                        "backend = sqlite .*default"):
+        for pattern in (rf"max-size += 1G .*{path}:1", "workers += 2 .*command line",
+                        "backend += sqlite .*default"):
             self.assertRegex(done.stdout, pattern)
         # What it prints is a configuration.
         path.write_text(done.stdout)
@@ -331,10 +319,10 @@ class Configuration(SessionTest):
         example = ROOT / "conf" / "liara-cached.conf"
         self.assertEqual(run(f"--config={example}", "--check-config").returncode, 0)
         # Also with each key that is only shown.
-        text = re.sub(r"(?m)^#\s?([a-z-]+ = )", r"\1", example.read_text())
-        keys = re.findall(r"(?m)^([a-z-]+) =", text)
+        text = re.sub(r"(?m)^#\s?([a-z-]+ *=)", r"\1", example.read_text())
+        keys = re.findall(r"(?m)^([a-z-]+) *=", text)
         printed = run("--print-config").stdout
-        options = re.findall(r"(?m)^#? ?([a-z-]+) =", printed)
+        options = re.findall(r"(?m)^([a-z-]+) *=", printed)
         self.assertLessEqual(set(options), set(keys), "options that the example does not show")
 
     def test_names_in_inspect(self):
@@ -384,10 +372,7 @@ class Defaults(SessionTest):
         daemon.options = {}
         daemon.command_line = lambda: [self.program()]
         daemon.options["socket"] = socket_path
-        daemon.launch()
-        self.addCleanup(self._end, daemon)
-        until(daemon._answers, "it answers")
-        return daemon
+        return self.launched(daemon)
 
     def test_with_xdg_folders(self):
         path = self.folder / "run" / "liara-cached" / "socket"
