@@ -115,25 +115,31 @@ static int scan_names(struct fs_upkeep *upkeep, unsigned names)
     return 0;
 }
 
-/*
- * Looks at some names more; the upkeep lock is held. 0, or errno: a shortage, after which it may be
- * tried again, or trouble with a folder, which is passed over and stays uncertain.
- */
+/* After a shortage the folder is begun again later; after other trouble it stays uncertain. */
+static void scan_failed(struct fs_upkeep *upkeep, int error)
+{
+    if (fs_tree_is_shortage(error)) {
+        if (upkeep->scan.dir != NULL)
+            rewinddir(upkeep->scan.dir);
+        return;
+    }
+    log_error("can't look through %s/entries/%02x: %s", upkeep->tree->directory,
+              upkeep->scan.folder, strerror(error));
+    scan_next_folder(upkeep);
+}
+
+/* Looks at so many names more, or what is left of a folder. 0 or errno. The lock is held. */
 static int scan_step(struct fs_upkeep *upkeep, unsigned names)
 {
     if (upkeep->scan.folder == FS_FOLDERS)
         return fs_index_certain(upkeep->tree->index) ? 0 : EIO;
     int error = upkeep->scan.dir == NULL ? scan_open(upkeep) : 0;
-    if (error == ENOENT) {
+    if (error == ENOENT)
         error = scan_end_folder(upkeep);
-    } else if (error == 0) {
+    else if (error == 0)
         error = scan_names(upkeep, names);
-    }
-    if (error != 0 && !fs_tree_is_shortage(error)) {
-        log_error("can't look through %s/entries/%02x: %s", upkeep->tree->directory,
-                  upkeep->scan.folder, strerror(error));
-        scan_next_folder(upkeep);
-    }
+    if (error != 0)
+        scan_failed(upkeep, error);
     if (upkeep->scan.folder == FS_FOLDERS && fs_index_certain(upkeep->tree->index))
         log_info("%s: looked through all folders, %llu entries", upkeep->tree->directory,
                  (unsigned long long)fs_index_entries(upkeep->tree->index));
