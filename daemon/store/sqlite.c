@@ -83,13 +83,13 @@ static enum store_status fail_damaged(struct store_call *call)
 static enum store_status fail(struct sqlite *sqlite, const struct sq_connection *connection, int rc,
                               struct store_call *call)
 {
-    int error = sqlite3_system_errno(connection->db);
     if (sq_is_damage(rc)) {
         if (!atomic_exchange(&sqlite->damaged, true))
             log_error("%s: the database is damaged (%s); it will be replaced", sqlite->path,
                       sqlite3_errstr(rc));
         return fail_damaged(call);
     }
+    int error = sq_errno(connection->db);
     if (may_log(sqlite))
         log_error("%s: %s%s%s", sqlite->path, sqlite3_errstr(rc), error != 0 ? ", " : "",
                   error != 0 ? strerror(error) : "");

@@ -212,8 +212,22 @@ bool sq_is_damage(int rc)
     }
 }
 
+/* What SQLite keeps of its own accord is lost where a COMMIT failed; each file knows its last. */
+int sq_errno(sqlite3 *db)
+{
+    int error = sqlite3_system_errno(db);
+    sqlite3_file *log = NULL;
+    if (error == 0)
+        sqlite3_file_control(db, "main", SQLITE_FCNTL_LAST_ERRNO, &error);
+    if (error == 0)
+        sqlite3_file_control(db, "main", SQLITE_FCNTL_JOURNAL_POINTER, &log);
+    if (log != NULL && log->pMethods != NULL)
+        log->pMethods->xFileControl(log, SQLITE_FCNTL_LAST_ERRNO, &error);
+    return error;
+}
+
 bool sq_is_full(sqlite3 *db, int rc)
 {
-    int error = (rc & 0xFF) == SQLITE_IOERR ? sqlite3_system_errno(db) : 0;
+    int error = (rc & 0xFF) == SQLITE_IOERR ? sq_errno(db) : 0;
     return (rc & 0xFF) == SQLITE_FULL || error == ENOSPC || error == EDQUOT || error == EFBIG;
 }

@@ -130,6 +130,9 @@ void sq_range(const uint8_t *prefix, size_t length, struct sq_key *from, struct 
  */
 bool sq_is_damage(int rc);
 
+/* The system's number for what has just failed with SQLITE_IOERR or SQLITE_CANTOPEN, 0: unknown. */
+int sq_errno(sqlite3 *db);
+
 /* Whether rc, just returned by db, says that there is no room left on the disk. */
 bool sq_is_full(sqlite3 *db, int rc);
 

@@ -155,7 +155,7 @@ enum sq_content sq_file_fault(const char *path, int rc)
 void sq_file_explain(const struct sq_connection *connection, const char *path,
                      enum sq_content content, int rc, char *why, size_t size)
 {
-    int error = sqlite3_system_errno(connection->db);
+    int error = sq_errno(connection->db);
     if (content == SQ_NEWER)
         snprintf(
             why, size,
