@@ -185,8 +185,9 @@ static enum store_status get_found(struct sqlite *sqlite, struct sq_connection *
 static enum store_status head_found(struct sqlite *sqlite, struct sq_connection *connection,
                                     struct store_call *call, const struct sq_row *row)
 {
-    (void)sqlite;
     (void)connection;
+    if (row->size < 0)
+        return suspect(sqlite, call, row);
     call->length = (uint64_t)row->size;
     call->flags = (uint32_t)row->flags;
     call->expires = row->expires;
@@ -301,13 +302,6 @@ static enum store_status sqlite_inspect(struct store *store, struct store_call *
     return status;
 }
 
-/* Writing, on the writers' one thread. */
-
-static uint64_t max_size(struct sqlite *sqlite)
-{
-    return atomic_load_explicit(&sqlite->store.max_size, memory_order_relaxed);
-}
-
 static int commit(struct sqlite *sqlite)
 {
     int rc = sq_writer_commit(&sqlite->writer);
@@ -323,6 +317,89 @@ static void roll_back(struct sqlite *sqlite)
 {
     sq_writer_roll_back(&sqlite->writer);
     sqlite->pending = 0;
+}
+
+/* Opening, and opening anew. */
+
+/* The writer's connection first: it finds out what there is, and makes what is not. */
+static int open_all(struct sqlite *sqlite, enum sq_content *content)
+{
+    int rc = sq_writer_open(&sqlite->writer, sqlite->path, &sqlite->notes, content);
+    if (rc != SQLITE_OK || *content != SQ_OURS)
+        return rc;
+    for (unsigned i = 0; i < READERS && rc == SQLITE_OK; i++)
+        rc = sq_connect_reader(&sqlite->readers[i].connection, sqlite->path);
+    if (rc == SQLITE_OK)
+        rc = commit(sqlite);
+    if (rc != SQLITE_OK)
+        *content = sq_file_fault(sqlite->path, rc);
+    return rc;
+}
+
+static void close_all(struct sqlite *sqlite, bool write_back)
+{
+    for (unsigned i = 0; i < READERS; i++)
+        sq_disconnect(&sqlite->readers[i].connection);
+    sq_writer_close(&sqlite->writer, write_back);
+}
+
+/* A cache can be lost, but its daemon must start: what is damaged is set aside, once. */
+static bool open_database(struct sqlite *sqlite, char *why, size_t size)
+{
+    enum sq_content content = SQ_DAMAGED;
+    for (unsigned attempt = 0; attempt < 2 && content == SQ_DAMAGED; attempt++) {
+        int rc = open_all(sqlite, &content);
+        if (content == SQ_OURS)
+            return true;
+        sq_file_explain(&sqlite->writer.connection, sqlite->path, content, rc, why, size);
+        close_all(sqlite, false);
+        if (content != SQ_DAMAGED || !sq_file_set_aside(sqlite->path, why, size))
+            return false;
+        log_warning("%s; it is kept as %s.damaged, and the cache begins empty", why, sqlite->path);
+    }
+    return false;
+}
+
+/* Begins with an empty database, while no reader reads; the old one is kept where it is damaged. */
+static bool renew(struct sqlite *sqlite, char *why, size_t size)
+{
+    bool damaged = atomic_load(&sqlite->damaged), gone;
+    for (unsigned i = 0; i < READERS; i++)
+        pthread_mutex_lock(&sqlite->readers[i].lock);
+    close_all(sqlite, false);
+    sq_notes_clear(&sqlite->notes);
+    if (damaged)
+        gone = sq_file_set_aside(sqlite->path, why, size);
+    else
+        gone = sq_file_remove(sqlite->path, why, size);
+    bool renewed = gone && open_database(sqlite, why, size);
+    atomic_store(&sqlite->damaged, !renewed);
+    for (unsigned i = 0; i < READERS; i++)
+        pthread_mutex_unlock(&sqlite->readers[i].lock);
+    return renewed;
+}
+
+/* Replaces a damaged database, or will be asked to again. */
+static bool replace(struct sqlite *sqlite)
+{
+    char why[1024];
+    if (clock_now() < sqlite->open_retry)
+        return false;
+    bool replaced = renew(sqlite, why, sizeof(why));
+    sqlite->open_retry = clock_now() + (replaced ? 0 : AGAIN_MS);
+    if (replaced)
+        log_warning("%s: the cache begins empty; the damaged database is kept as %s.damaged",
+                    sqlite->path, sqlite->path);
+    else
+        log_error("%s", why);
+    return replaced;
+}
+
+/* Writing, on the writers' one thread. */
+
+static uint64_t max_size(struct sqlite *sqlite)
+{
+    return atomic_load_explicit(&sqlite->store.max_size, memory_order_relaxed);
 }
 
 /* Whether to write makes sense: not where the batch has failed or somebody has met damage. */
@@ -430,6 +507,18 @@ static enum store_status sqlite_delete(struct store *store, struct store_call *c
     return sq_ended(&row) ? STORE_MISS : STORE_OK;
 }
 
+/* Where there is no room on the disk even to note down that all is deleted, the files are. */
+static enum store_status clear_full(struct sqlite *sqlite, struct store_call *call)
+{
+    char why[1024];
+    roll_back(sqlite);
+    call->entries = (uint64_t)sqlite->writer.totals.entries;
+    if (renew(sqlite, why, sizeof(why)))
+        return STORE_OK;
+    log_error("%s", why);
+    return fail_batch(sqlite, call, SQLITE_OK);
+}
+
 static enum store_status sqlite_clear(struct store *store, struct store_call *call)
 {
     struct sqlite *sqlite = sqlite_of(store);
@@ -437,7 +526,11 @@ static enum store_status sqlite_clear(struct store *store, struct store_call *ca
     if (!is_usable(sqlite))
         return fail_batch(sqlite, call, SQLITE_OK);
     int rc = sq_entries_clear(&sqlite->writer, call->key, call->key_length, &call->entries);
-    return rc == SQLITE_OK ? STORE_OK : fail_batch(sqlite, call, rc);
+    if (rc == SQLITE_OK)
+        return STORE_OK;
+    if (call->key_length == 0 && sq_is_full(sqlite->writer.connection.db, rc))
+        return clear_full(sqlite, call);
+    return fail_batch(sqlite, call, rc);
 }
 
 static enum store_status sqlite_persist(struct store *store, struct store_call *call)
@@ -448,71 +541,6 @@ static enum store_status sqlite_persist(struct store *store, struct store_call *
     sqlite->persist = true;
     call->durable = true;
     return STORE_OK;
-}
-
-/* Opening. */
-
-/* The writer's connection first: it finds out what there is, and makes what is not. */
-static int open_all(struct sqlite *sqlite, enum sq_content *content)
-{
-    int rc = sq_writer_open(&sqlite->writer, sqlite->path, &sqlite->notes, content);
-    if (rc != SQLITE_OK || *content != SQ_OURS)
-        return rc;
-    for (unsigned i = 0; i < READERS && rc == SQLITE_OK; i++)
-        rc = sq_connect_reader(&sqlite->readers[i].connection, sqlite->path);
-    if (rc == SQLITE_OK)
-        rc = commit(sqlite);
-    if (rc != SQLITE_OK)
-        *content = sq_file_fault(sqlite->path, rc);
-    return rc;
-}
-
-static void close_all(struct sqlite *sqlite, bool write_back)
-{
-    for (unsigned i = 0; i < READERS; i++)
-        sq_disconnect(&sqlite->readers[i].connection);
-    sq_writer_close(&sqlite->writer, write_back);
-}
-
-/* A cache can be lost, but its daemon must start: what is damaged is set aside, once. */
-static bool open_database(struct sqlite *sqlite, char *why, size_t size)
-{
-    enum sq_content content = SQ_DAMAGED;
-    for (unsigned attempt = 0; attempt < 2 && content == SQ_DAMAGED; attempt++) {
-        int rc = open_all(sqlite, &content);
-        if (content == SQ_OURS)
-            return true;
-        sq_file_explain(&sqlite->writer.connection, sqlite->path, content, rc, why, size);
-        close_all(sqlite, false);
-        if (content != SQ_DAMAGED || !sq_file_set_aside(sqlite->path, why, size))
-            return false;
-        log_warning("%s; it is kept as %s.damaged, and the cache begins empty", why, sqlite->path);
-    }
-    return false;
-}
-
-/* Replaces a damaged database by an empty one, while no reader reads. */
-static bool replace(struct sqlite *sqlite)
-{
-    char why[1024];
-    if (clock_now() < sqlite->open_retry)
-        return false;
-    for (unsigned i = 0; i < READERS; i++)
-        pthread_mutex_lock(&sqlite->readers[i].lock);
-    close_all(sqlite, false);
-    sq_notes_clear(&sqlite->notes);
-    bool replaced = sq_file_set_aside(sqlite->path, why, sizeof(why)) &&
-                    open_database(sqlite, why, sizeof(why));
-    atomic_store(&sqlite->damaged, !replaced);
-    for (unsigned i = 0; i < READERS; i++)
-        pthread_mutex_unlock(&sqlite->readers[i].lock);
-    sqlite->open_retry = clock_now() + (replaced ? 0 : AGAIN_MS);
-    if (replaced)
-        log_warning("%s: the cache begins empty; the damaged database is kept as %s.damaged",
-                    sqlite->path, sqlite->path);
-    else
-        log_error("%s", why);
-    return replaced;
 }
 
 static void free_sqlite(struct sqlite *sqlite)
@@ -645,12 +673,14 @@ static int write_uses(struct sqlite *sqlite)
     return rc;
 }
 
-/* Last uses wait until there are many, or nothing else is to be done. */
+/*
+ * Last uses wait until there are many: what is only read causes no writes. Evicting asks the notes,
+ * so it goes by what was really used last.
+ */
 static int write_many_uses(struct sqlite *sqlite)
 {
-    unsigned noted = sq_notes_uses(&sqlite->notes);
-    bool due = noted >= SQ_USES / 2 || (noted > 0 && is_quiet(sqlite));
-    return due ? write_uses(sqlite) : SQLITE_OK;
+    bool many = sq_notes_uses(&sqlite->notes) >= SQ_USES / 4;
+    return many ? write_uses(sqlite) : SQLITE_OK;
 }
 
 static int shrink(struct sqlite *sqlite)
@@ -668,10 +698,10 @@ static int empty_quiet_log(struct sqlite *sqlite)
 static int until_next(struct sqlite *sqlite)
 {
     int64_t elapsed = clock_now() - sqlite->written;
-    bool waiting = sqlite->writer.log_pages > 0 || sq_notes_uses(&sqlite->notes) > 0;
-    if (waiting && elapsed < QUIET_MS)
+    bool has_log = sqlite->writer.log_pages > 0;
+    if (has_log && elapsed < QUIET_MS)
         return (int)(QUIET_MS - elapsed);
-    return waiting || sq_entries_have_ends(&sqlite->writer) ? AGAIN_MS : -1;
+    return has_log || sq_entries_have_ends(&sqlite->writer) ? AGAIN_MS : -1;
 }
 
 static int sqlite_upkeep(struct store *store)

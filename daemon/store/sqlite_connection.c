@@ -212,16 +212,21 @@ bool sq_is_damage(int rc)
     }
 }
 
+sqlite3_file *sq_log(sqlite3 *db)
+{
+    sqlite3_file *log = NULL;
+    int rc = sqlite3_file_control(db, "main", SQLITE_FCNTL_JOURNAL_POINTER, &log);
+    return rc == SQLITE_OK && log != NULL && log->pMethods != NULL ? log : NULL;
+}
+
 /* What SQLite keeps of its own accord is lost where a COMMIT failed; each file knows its last. */
 int sq_errno(sqlite3 *db)
 {
     int error = sqlite3_system_errno(db);
-    sqlite3_file *log = NULL;
     if (error == 0)
         sqlite3_file_control(db, "main", SQLITE_FCNTL_LAST_ERRNO, &error);
-    if (error == 0)
-        sqlite3_file_control(db, "main", SQLITE_FCNTL_JOURNAL_POINTER, &log);
-    if (log != NULL && log->pMethods != NULL)
+    sqlite3_file *log = error == 0 ? sq_log(db) : NULL;
+    if (log != NULL)
         log->pMethods->xFileControl(log, SQLITE_FCNTL_LAST_ERRNO, &error);
     return error;
 }

@@ -130,6 +130,9 @@ void sq_range(const uint8_t *prefix, size_t length, struct sq_key *from, struct 
  */
 bool sq_is_damage(int rc);
 
+/* The write-ahead log's file, as SQLite has it open; NULL where it has not. */
+sqlite3_file *sq_log(sqlite3 *db);
+
 /* The system's number for what has just failed with SQLITE_IOERR or SQLITE_CANTOPEN, 0: unknown. */
 int sq_errno(sqlite3 *db);
 

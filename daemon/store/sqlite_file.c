@@ -172,12 +172,14 @@ void sq_file_explain(const struct sq_connection *connection, const char *path,
 }
 
 /*
- * The log goes first: should this be cut short, a database without its log is whole or seen to be
- * damaged, but a new one that finds an old log would take it for its own.
+ * A database's files in the order in which they go. The log first: should that be cut short, a
+ * database without its log is whole or seen to be damaged, but a new one that finds an old log
+ * would take it for its own.
  */
+static const char *const parts[] = {"-wal", "-shm", ""};
+
 bool sq_file_set_aside(const char *path, char *why, size_t size)
 {
-    static const char *const parts[] = {"-wal", "-shm", ""};
     char from[PATH_MAX], to[PATH_MAX];
     for (size_t i = 0; i < 3; i++) {
         snprintf(from, sizeof(from), "%s%s", path, parts[i]);
@@ -185,6 +187,19 @@ bool sq_file_set_aside(const char *path, char *why, size_t size)
         unlink(to);
         if (rename(from, to) != 0 && errno != ENOENT) {
             snprintf(why, size, "can't rename the damaged %s to %s: %s", from, to, strerror(errno));
+            return false;
+        }
+    }
+    return true;
+}
+
+bool sq_file_remove(const char *path, char *why, size_t size)
+{
+    char name[PATH_MAX];
+    for (size_t i = 0; i < 3; i++) {
+        snprintf(name, sizeof(name), "%s%s", path, parts[i]);
+        if (unlink(name) != 0 && errno != ENOENT) {
+            snprintf(why, size, "can't delete %s: %s", name, strerror(errno));
             return false;
         }
     }

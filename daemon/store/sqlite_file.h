@@ -43,4 +43,7 @@ void sq_file_explain(const struct sq_connection *connection, const char *path,
  */
 bool sq_file_set_aside(const char *path, char *why, size_t size);
 
+/* Deletes the file, which no connection has open, and its log. false, and why. */
+bool sq_file_remove(const char *path, char *why, size_t size);
+
 #endif

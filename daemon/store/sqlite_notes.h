@@ -10,7 +10,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-enum { SQ_USES = 4096, SQ_SUSPECTS = 16 };
+enum { SQ_USES = 32768, SQ_SUSPECTS = 16 };
 
 struct sq_use {
     int64_t id; /* 0: none */

@@ -146,36 +146,24 @@ int sq_writer_count(struct sq_writer *writer, int64_t entries, int64_t bytes)
     return writer->totals.entries < 0 || writer->totals.bytes < 0 ? SQLITE_CORRUPT : SQLITE_OK;
 }
 
-/* A commit of a little that ends with an fsync of the log. One that changed nothing would not. */
-static int synced_commit(struct sq_writer *writer)
-{
-    int rc = sqlite3_exec(writer->connection.db, "PRAGMA synchronous=FULL", NULL, NULL, NULL);
-    if (rc == SQLITE_OK)
-        rc = sq_writer_begin(writer);
-    if (rc == SQLITE_OK)
-        rc = save_totals(writer);
-    return rc == SQLITE_OK ? sq_writer_commit(writer) : rc;
-}
-
 /*
  * The log holds every commit since it was last written back, so its fsync covers them all; those
- * before are in the database, which the checkpoint has synced. The first fsync of a log's file
- * syncs the folder, too.
+ * before are in the database, which the checkpoint has synced. This is what a commit does with
+ * synchronous=FULL, without the commit: it needs no room on the disk. SQLite syncs the folder, too,
+ * where the log's file is new.
  */
 int sq_writer_sync(struct sq_writer *writer)
 {
+    sqlite3_file *log = sq_log(writer->connection.db);
     /* The kernel drops what it could not write: a later fsync that succeeds proves nothing. */
-    if (writer->sync_failed)
+    if (log == NULL || writer->sync_failed)
         return SQLITE_IOERR_FSYNC;
     if (!writer->unsynced)
         return SQLITE_OK;
-    int rc = synced_commit(writer);
+    int rc = log->pMethods->xSync(log, SQLITE_SYNC_NORMAL);
     writer->unsynced = rc != SQLITE_OK;
-    writer->sync_failed = rc == SQLITE_IOERR_FSYNC || rc == SQLITE_IOERR_DIR_FSYNC;
-    if (rc != SQLITE_OK)
-        sq_writer_roll_back(writer);
-    int back = sqlite3_exec(writer->connection.db, "PRAGMA synchronous=NORMAL", NULL, NULL, NULL);
-    return rc != SQLITE_OK ? rc : back;
+    writer->sync_failed = rc != SQLITE_OK;
+    return rc;
 }
 
 int sq_writer_write_back(struct sq_writer *writer, int mode)

@@ -50,7 +50,10 @@ void sq_writer_roll_back(struct sq_writer *writer);
 /* Adds to the sums; SQLITE_CORRUPT where they can't be. */
 int sq_writer_count(struct sq_writer *writer, int64_t entries, int64_t bytes);
 
-/* Has the disk hold all that was committed, at the cost of what was written since the last time. */
+/*
+ * Has the disk hold all that was committed, at the cost of what was written since the last time.
+ * Not inside a transaction.
+ */
 int sq_writer_sync(struct sq_writer *writer);
 
 /*

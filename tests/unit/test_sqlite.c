@@ -1260,6 +1260,26 @@ START_TEST(a_full_disk_is_told_and_harms_nothing)
 }
 END_TEST
 
+/* What a user of a full disk does. No write of the log has room, nor a PERSIST needs any. */
+START_TEST(a_full_disk_can_be_cleared)
+{
+    start_open();
+    signal(SIGXFSZ, SIG_IGN);
+    put_many("key", 45);
+    limit_files((rlim_t)size_of("cache.db-wal"));
+    ck_assert_int_eq(put("more", 1, 50000), STORE_FAILED);
+    persist();
+    ck_assert_uint_eq(count_there("key", 45), 45);
+    ck_assert_uint_eq(ask_all(STORE_CLEAR, "", 0).call.entries, 45);
+    ck_assert_uint_eq(ask_all(STORE_INSPECT, "", 0).call.entries, 0);
+    ck_assert_uint_eq(count_there("key", 45), 0);
+    put_many("key", 9);
+    ck_assert_uint_eq(count_there("key", 9), 9);
+    ck_assert(!exists("cache.db.damaged"));
+    stop();
+}
+END_TEST
+
 /* A value for which there is no room is refused for itself; its batch is stored. */
 START_TEST(a_large_value_fails_alone)
 {
@@ -1345,6 +1365,7 @@ static void add_tests(Suite *suite)
     tcase_add_test(tcase, last_uses_survive_a_restart);
     tcase_add_test(tcase, puts_evict_by_themselves);
     tcase_add_test(tcase, a_full_disk_is_told_and_harms_nothing);
+    tcase_add_test(tcase, a_full_disk_can_be_cleared);
     tcase_add_test(tcase, a_large_value_fails_alone);
 
     tcase = suite_case(suite, "time", 60);
