@@ -1,5 +1,6 @@
 """A client of the line protocol, for what a case needs once and not measured by the thousand."""
 
+import os
 import socket
 import time
 
@@ -42,6 +43,17 @@ class Line:
         if words[:1] != ["VALUE"]:
             raise RuntimeError("GET: " + " ".join(words))
         return self.stream.read(int(words[1]) + 1)[:-1]
+
+    def gives_descriptor(self, key):
+        """Whether GET with fd is answered by a descriptor, not by the value."""
+        self.socket.sendall(f"GET {key} fd\n".encode())
+        data, descriptors, _, _ = socket.recv_fds(self.socket, 4096, 1)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if not descriptors:
+            head, _, value = data.partition(b"\n")
+            self.stream.read(int(head.split()[1]) + 1 - len(value))
+        return bool(descriptors)
 
     def put(self, key, value):
         words = self.ask(f"PUT {key} {len(value)} overwrite\n".encode() + value + b"\n")

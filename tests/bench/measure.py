@@ -182,9 +182,9 @@ class Bench:
         """Puts keys 0 to keys - 1, each of size bytes."""
         if not server.own_value:
             return
-        batch = 16 if size <= 4096 else 1
+        connections, batch = (64, 16) if size <= 4096 else (4, 1)
         self.load(server, ["--put-percent", 100, "--in-sequence", "--count", keys, "--keys", keys,
-                           "--first-key", first, "--size", size, "--connections", 4,
+                           "--first-key", first, "--size", size, "--connections", connections,
                            "--in-flight", batch])
 
     def client(self, way, server, size, keys, consume=False):
