@@ -6,7 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { APPLICATION_ID = 0x4C696361, VERSION = 1 };
+enum { APPLICATION_ID = 0x4C696361, VERSION = 1, INCREMENTAL = 2 };
 
 static const char *const tables[] = {
     "CREATE TABLE meta(id INTEGER PRIMARY KEY, entries INTEGER NOT NULL, bytes INTEGER NOT NULL, "
@@ -116,14 +116,26 @@ static int use_log(sqlite3 *db)
 static int set_up(sqlite3 *db)
 {
     static const char *const settings[] = {
-        "PRAGMA synchronous=NORMAL",          "PRAGMA wal_autocheckpoint=0",
-        "PRAGMA journal_size_limit=33554432", "PRAGMA auto_vacuum=INCREMENTAL",
-        "PRAGMA cache_size=-16384",           "PRAGMA mmap_size=0",
-        "PRAGMA temp_store=MEMORY",           "PRAGMA secure_delete=OFF",
+        "PRAGMA synchronous=NORMAL",
+        "PRAGMA wal_autocheckpoint=0",
+        "PRAGMA journal_size_limit=33554432",
+        "PRAGMA cache_size=-16384",
+        "PRAGMA mmap_size=0",
+        "PRAGMA temp_store=MEMORY",
+        "PRAGMA secure_delete=OFF",
         "PRAGMA cell_size_check=ON",
     };
+    int64_t vacuum = 0;
     int rc = use_log(db);
-    return rc == SQLITE_OK ? sq_execute(db, settings, sizeof(settings) / sizeof(settings[0])) : rc;
+    if (rc == SQLITE_OK)
+        rc = sq_execute(db, settings, sizeof(settings) / sizeof(settings[0]));
+    if (rc == SQLITE_OK)
+        rc = ask(db, "PRAGMA auto_vacuum", &vacuum);
+    /* A CLEAR that was cut short may have left another; on a full disk there is no room to set it.
+     */
+    if (rc == SQLITE_OK && vacuum != INCREMENTAL)
+        rc = sqlite3_exec(db, "PRAGMA auto_vacuum=INCREMENTAL", NULL, NULL, NULL);
+    return rc;
 }
 
 int sq_file_open(struct sq_connection *connection, const char *path, enum sq_content *content)
