@@ -48,7 +48,7 @@ $(BUILD)/packages.mk: Makefile
 	   echo "LIBS := $$(pkg-config --libs $(LIBRARIES))"; } > $@
 # What these do themselves needs no library; what they start in a further make may.
 ifneq ($(filter-out clean deps check demo asan tsan coverage uninstall,$(or $(MAKECMDGOALS),all)),)
--include $(BUILD)/packages.mk
+include $(BUILD)/packages.mk
 endif
 
 $(BUILD)/obj/%.o: %.c | $(BUILD)/packages.mk
