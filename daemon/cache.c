@@ -142,6 +142,7 @@ static void waited(struct lease_session *lease, bool granted, struct value *valu
     struct cache_session *session = container_of(lease, struct cache_session, lease);
     enum store_status status;
     session->call.value = value;
+    session->call.fd = -1;
     if (granted)
         status = missed(session, true);
     else if (value != NULL)
@@ -211,8 +212,9 @@ struct value *cache_new_value(struct cache_session *session, uint32_t length)
     return value_new(session->call.key, session->call.key_length, length);
 }
 
-enum store_status cache_get(struct cache_session *session, uint32_t lease)
+enum store_status cache_get(struct cache_session *session, uint32_t lease, bool fd)
 {
+    session->call.wants_fd = fd;
     session->lease_seconds = lease;
     session->leased = false;
     return ask(session, STORE_GET, looked);

@@ -25,11 +25,16 @@ int64_t clock_now(void)
     return milliseconds(CLOCK_BOOTTIME);
 }
 
+int64_t clock_coarse(void)
+{
+    return milliseconds(CLOCK_MONOTONIC_COARSE);
+}
+
 uint64_t clock_tick(void)
 {
     static _Thread_local uint64_t last;
     struct timespec now;
-    clock_gettime(CLOCK_BOOTTIME, &now);
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
     uint64_t tick = (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
     last = tick > last ? tick : last + 1;
     return last;

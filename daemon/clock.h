@@ -17,9 +17,13 @@ void clock_start(void);
 /* Monotonic milliseconds. A vDSO call, no system call. Any thread. */
 int64_t clock_now(void);
 
+/* Milliseconds that go on while the machine runs, some 4 ms late, and cost nearly nothing: for how
+ * long a client has been silent. Not to be compared with clock_now(). Any thread. */
+int64_t clock_coarse(void);
+
 /*
  * A number that is larger at every call of one thread and follows the monotonic clock across
- * threads (microseconds): when something was last used. Any thread.
+ * threads (microseconds, some milliseconds late): when something was last used. Any thread.
  */
 uint64_t clock_tick(void);
 

@@ -14,30 +14,32 @@
 #include <stdio.h>
 
 struct config {
-    char *config;             /* the file that was read, or NULL */
+    char *config; /* the file that was read, or NULL */
     char *socket;
     uint32_t socket_mode;
-    char *backend;            /* a name that store_find() knows */
-    char *directory;          /* of the persistent backends */
-    uint64_t max_size;        /* bytes in the store */
+    char *backend;        /* a name that store_find() knows */
+    char *directory;      /* of the persistent backends */
+    uint64_t max_size;    /* bytes in the store */
+    uint64_t memory_size; /* bytes of the memory tier, 0: none */
     uint64_t max_value_size;
-    uint64_t max_inflight;    /* bytes of values on their way, all connections together */
+    uint64_t max_inflight; /* bytes of values on their way, all connections together */
     uint64_t max_inflight_per_connection;
     uint64_t max_unread;
-    uint32_t workers;         /* at least 1: 0 in the file has become the processors' number, at most 4 */
+    uint32_t workers;   /* at least 1: 0 in the file has become the processors' number, at most 4 */
+    uint32_t busy_poll; /* microseconds that a worker looks for work before it sleeps */
     uint32_t max_connections;
     uint32_t max_leases;
-    int64_t idle_timeout;     /* times in milliseconds, 0: never */
+    int64_t idle_timeout; /* times in milliseconds, 0: never */
     int64_t request_timeout;
-    int64_t stop_timeout;     /* for pending requests at the end */
+    int64_t stop_timeout; /* for pending requests at the end */
     enum log_level log_level;
     char *redis_host;
     uint32_t redis_port;
-    char *redis_socket;       /* "" : by host and port */
+    char *redis_socket; /* "" : by host and port */
     uint32_t redis_database;
-    char *redis_password_file;/* "" : none */
-    char *redis_prefix;       /* "liara/" */
-    int64_t redis_expiration; /* milliseconds, 0: never */
+    char *redis_password_file; /* "" : none */
+    char *redis_prefix;        /* "liara/" */
+    int64_t redis_expiration;  /* milliseconds, 0: never */
 };
 
 /* What the command line asks for beside options. */
@@ -66,6 +68,7 @@ void config_limits(const struct config *config, struct limits *limits);
  * The names of the options that differ between the two and can't change while running, ", " between
  * them, into out; false where there are none.
  */
-bool config_fixed_changes(const struct config *old, const struct config *new, char *out, size_t size);
+bool config_fixed_changes(const struct config *old, const struct config *new, char *out,
+                          size_t size);
 
 #endif

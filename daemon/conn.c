@@ -52,7 +52,7 @@ struct conn {
     uint32_t in_start, in_end;
     uint32_t filled;
     uint64_t skip;
-    int64_t active; /* clock_now() of the last byte either way */
+    int64_t active; /* clock_coarse() of the last byte either way */
     struct output out;
     struct exchange exchange;
 };
@@ -101,24 +101,36 @@ static void conn_close(struct conn *conn)
     free_if_ended(conn);
 }
 
-/* Adds a reply and its value to what is sent. Without memory for that the stream is lost. */
-static void send_reply(struct conn *conn)
+/* The line is in the output's room already. What goes with it is taken over. */
+static bool send_line(struct conn *conn, size_t length)
 {
     struct exchange *exchange = &conn->exchange;
     struct value *value = exchange->value;
+    int fd = exchange->fd;
     exchange->value = NULL;
+    exchange->fd = -1;
+    if (fd >= 0)
+        return output_line_with_fd(&conn->out, length, fd, value);
+    if (value == NULL)
+        return output_line(&conn->out, length);
+    if (output_line(&conn->out, length))
+        return output_value(&conn->out, value);
+    value_unref(value);
+    return false;
+}
+
+/* Adds a reply and what goes with it to what is sent. Without memory for that the stream is lost.
+ */
+static void send_reply(struct conn *conn)
+{
     char *room = output_room(&conn->out, LINE_MAX_BYTES);
-    size_t length = room != NULL ? line_format_reply(room, LINE_MAX_BYTES, &exchange->reply) : 0;
-    bool ok = length > 0 && output_line(&conn->out, length);
-    if (ok && value != NULL)
-        ok = output_value(&conn->out, value);
-    else
-        value_unref(value);
-    if (!ok) {
-        log_error("no memory for a reply; the connection is closed");
-        output_clear(&conn->out);
-        conn->state = CONN_CLOSING;
-    }
+    size_t length =
+        room != NULL ? line_format_reply(room, LINE_MAX_BYTES, &conn->exchange.reply) : 0;
+    if (length > 0 && send_line(conn, length))
+        return;
+    log_error("no memory for a reply; the connection is closed");
+    output_clear(&conn->out);
+    conn->state = CONN_CLOSING;
 }
 
 static void send_error(struct conn *conn, enum error_code code, const char *text)
@@ -423,7 +435,8 @@ static void conn_readable(evutil_socket_t fd, short what, void *arg)
         return;
     }
     conn->finished = got == 0;
-    conn->active = clock_now();
+    loop_worked(worker_loop(conn->worker));
+    conn->active = clock_coarse();
     conn_run(conn);
 }
 
@@ -435,7 +448,7 @@ static void conn_writable(evutil_socket_t fd, short what, void *arg)
     (void)what;
     enum output_result result = output_flush(&conn->out, conn->fd);
     if (conn->out.bytes < before)
-        conn->active = clock_now();
+        conn->active = clock_coarse();
     if (result == OUTPUT_FAILED) {
         conn_close(conn);
     } else if (result == OUTPUT_EMPTY) {
@@ -452,7 +465,7 @@ static void exchange_done(struct exchange *exchange)
         free_if_ended(conn);
         return;
     }
-    conn->active = clock_now();
+    conn->active = clock_coarse();
     answered(conn, 0);
     conn_run(conn);
 }
@@ -467,7 +480,7 @@ bool conn_open(struct worker *worker, int fd)
     memset(conn, 0, offsetof(struct conn, exchange));
     conn->worker = worker;
     conn->fd = fd;
-    conn->active = clock_now();
+    conn->active = clock_coarse();
     struct event_base *base = loop_base(worker_loop(worker));
     event_assign(&conn->readable, base, fd, EV_READ | EV_PERSIST, conn_readable, conn);
     event_assign(&conn->writable, base, fd, EV_WRITE | EV_PERSIST, conn_writable, conn);

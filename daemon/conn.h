@@ -15,7 +15,7 @@ struct worker;
 /* Takes over the connected, non-blocking socket fd. false with errno, and fd is closed. */
 bool conn_open(struct worker *worker, int fd);
 
-/* Closes it if its time is up at clock_now()'s time now: see limits.h. */
+/* Closes it if its time is up at clock_coarse()'s time now: see limits.h. */
 void conn_check_timeouts(struct conn *conn, int64_t now);
 
 /* Closes it unless a request is under way; once that is answered it closes by itself. */

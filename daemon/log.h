@@ -7,9 +7,15 @@
 #define LIARA_LOG_H
 
 /* As syslog's and systemd's numbers. */
-enum log_level { LOG_LEVEL_ERROR = 3, LOG_LEVEL_WARNING = 4, LOG_LEVEL_INFO = 6, LOG_LEVEL_DEBUG = 7 };
+enum log_level {
+    LOG_LEVEL_ERROR = 3,
+    LOG_LEVEL_WARNING = 4,
+    LOG_LEVEL_INFO = 6,
+    LOG_LEVEL_DEBUG = 7
+};
 
-/* Sets what is shown (levels up to and including level) and looks whether stderr is the journal's. */
+/* Sets what is shown (levels up to and including level) and looks whether stderr is the journal's.
+ */
 void log_open(enum log_level level);
 
 void log_error(const char *format, ...) __attribute__((format(printf, 1, 2)));

@@ -5,14 +5,25 @@
 #include <errno.h>
 #include <event2/event.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <time.h>
 #include <unistd.h>
+
+/*
+ * How far polling is trusted: it rises with every wait that ended, or would have ended, within the
+ * budget, and falls faster with every one that did not.
+ */
+enum { TRUST_MAX = 16, TRUST_MIN = 4, TRUST_LOST = 4, YIELD_LONG_US = 100 };
 
 struct loop {
     unsigned index;
-    int wake; /* an eventfd, readable once the inbox is not empty or the loop is to stop */
+    unsigned busy_poll; /* microseconds */
+    unsigned trust;
+    bool worked; /* since it was last cleared */
+    int wake;    /* an eventfd, readable once the inbox is not empty or the loop is to stop */
     atomic_bool stopping;
     struct event_base *base;
     struct event *wake_event;
@@ -42,6 +53,7 @@ static void inbox_ready(evutil_socket_t fd, short what, void *arg)
     struct loop *loop = arg;
     uint64_t count;
     (void)what;
+    loop->worked = true;
     ssize_t got = read(fd, &count, sizeof(count));
     (void)got; /* EAGAIN is all that can be: then the inbox is looked at once too often */
     for (struct loop_task *task = take_inbox(loop), *next; task != NULL; task = next) {
@@ -107,10 +119,69 @@ struct event_base *loop_base(struct loop *loop)
     return loop->base;
 }
 
+void loop_set_busy_poll(struct loop *loop, unsigned microseconds)
+{
+    loop->busy_poll = microseconds;
+}
+
+void loop_worked(struct loop *loop)
+{
+    loop->worked = true;
+}
+
+static uint64_t now_us(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+}
+
+static void judge(struct loop *loop, bool paid)
+{
+    if (paid)
+        loop->trust += loop->trust < TRUST_MAX;
+    else
+        loop->trust -= loop->trust < TRUST_LOST ? loop->trust : TRUST_LOST;
+}
+
+/* Others get the core between two looks; where they keep it for long, the machine has better to do.
+ */
+static bool poll_until(struct loop *loop, uint64_t end)
+{
+    for (uint64_t before = now_us(); before < end; before = now_us()) {
+        event_base_loop(loop->base, EVLOOP_NONBLOCK);
+        if (loop->worked || atomic_load(&loop->stopping))
+            return true;
+        sched_yield();
+        if (now_us() - before > YIELD_LONG_US)
+            loop->trust = 0;
+        if (loop->trust == 0)
+            break;
+    }
+    return false;
+}
+
+/* Waits for work and does it: polls first if that is likely to be worth it. */
+static bool wait_and_work(struct loop *loop)
+{
+    uint64_t start = now_us();
+    loop->worked = false;
+    if (loop->trust >= TRUST_MIN && poll_until(loop, start + loop->busy_poll)) {
+        judge(loop, true);
+        return true;
+    }
+    bool polled = loop->trust >= TRUST_MIN;
+    bool ok = event_base_loop(loop->base, EVLOOP_ONCE | EVLOOP_NO_EXIT_ON_EMPTY) >= 0;
+    judge(loop, !polled && loop->worked && now_us() - start < loop->busy_poll);
+    return ok;
+}
+
 void loop_run(struct loop *loop)
 {
     while (!atomic_load(&loop->stopping)) {
-        if (event_base_loop(loop->base, EVLOOP_NO_EXIT_ON_EMPTY) < 0) {
+        bool ok = loop->busy_poll > 0 ? wait_and_work(loop)
+                                      : event_base_loop(loop->base, EVLOOP_NO_EXIT_ON_EMPTY) >= 0;
+        if (!ok) {
             log_error("event loop %u failed: %m", loop->index);
             return;
         }

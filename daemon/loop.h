@@ -11,7 +11,8 @@
 struct event_base;
 struct loop;
 
-/* Something to be done on a loop's thread. Lives in its owner's struct; queued at most once at a time. */
+/* Something to be done on a loop's thread. Lives in its owner's struct; queued at most once at a
+ * time. */
 struct loop_task {
     struct loop_task *next;
     void (*run)(struct loop_task *task);
@@ -38,10 +39,20 @@ void loop_run(struct loop *loop);
 /* Runs what is ready, waiting for at most milliseconds for the first; for tests. */
 void loop_step(struct loop *loop, int milliseconds);
 
+/*
+ * Has loop_run() look for work for up to so many microseconds before it falls asleep, as long as
+ * that has lately been worth it; 0, as at first: it never does. Before loop_run().
+ */
+void loop_set_busy_poll(struct loop *loop, unsigned microseconds);
+
+/* Says that work has come from outside; what polling is judged by. The loop's own thread only. */
+void loop_worked(struct loop *loop);
+
 /* Ends loop_run() after what is being done; any thread. */
 void loop_stop(struct loop *loop);
 
-/* Has task->run(task) called on the loop's thread, in the order of posting. Any thread, this one too. */
+/* Has task->run(task) called on the loop's thread, in the order of posting. Any thread, this one
+ * too. */
 void loop_post(struct loop *loop, struct loop_task *task);
 
 /*
@@ -51,7 +62,8 @@ void loop_post(struct loop *loop, struct loop_task *task);
 bool loop_timer_set(struct loop *loop, struct loop_timer *timer, void (*run)(struct loop_timer *),
                     int64_t milliseconds);
 
-/* Takes it back and frees what it holds; fine where it was never set. The loop's own thread only. */
+/* Takes it back and frees what it holds; fine where it was never set. The loop's own thread only.
+ */
 void loop_timer_clear(struct loop_timer *timer);
 
 #endif

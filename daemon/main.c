@@ -39,13 +39,13 @@ struct daemon {
     struct notify notify;
 };
 
-/* The limit on all values: what is on its way, and what the memory store keeps. */
+/* The limit on all values: what is on its way, and what the memory store or the tier keeps. */
 static void apply_limits(struct daemon *daemon, const struct config *config)
 {
     bool in_memory = daemon->service.store->ops == &store_memory;
     config_limits(config, &daemon->limits);
-    value_set_limit(config->max_inflight + (in_memory ? config->max_size : 0));
-    atomic_store(&daemon->service.store->max_size, config->max_size);
+    value_set_limit(config->max_inflight + (in_memory ? config->max_size : config->memory_size));
+    store_set_max_size(daemon->service.store, config->max_size);
     log_open(config->log_level);
 }
 
@@ -144,7 +144,7 @@ static bool start_workers(struct daemon *daemon)
     unsigned count = daemon->config->workers;
     daemon->workers = calloc(count, sizeof(struct worker *));
     for (unsigned i = 0; daemon->workers != NULL && i < count; i++) {
-        daemon->workers[i] = worker_new(&daemon->service, i);
+        daemon->workers[i] = worker_new(&daemon->service, i, daemon->config->busy_poll);
         if (daemon->workers[i] == NULL)
             return false;
         daemon->worker_count++;

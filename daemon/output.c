@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
 enum {
     OUTPUT_TEXT_FIRST = 1024,
@@ -52,14 +53,39 @@ static struct output_piece *last_piece(struct output *output)
 bool output_line(struct output *output, size_t length)
 {
     struct output_piece *last = last_piece(output);
-    if (last != NULL && last->value == NULL) {
+    if (last != NULL && last->value == NULL && last->fd < 0) {
         last->length += (uint32_t)length;
     } else {
         last = new_piece(output);
         if (last == NULL)
             return false;
-        *last = (struct output_piece){.offset = output->text_used, .length = (uint32_t)length};
+        *last = (struct output_piece){
+            .offset = output->text_used, .length = (uint32_t)length, .fd = -1};
     }
+    output->text_used += (uint32_t)length;
+    output->bytes += length;
+    return true;
+}
+
+static void release_fd(struct output_piece *piece)
+{
+    if (piece->fd >= 0 && piece->owner == NULL)
+        close(piece->fd);
+    value_unref(piece->owner);
+    piece->owner = NULL;
+    piece->fd = -1;
+}
+
+bool output_line_with_fd(struct output *output, size_t length, int fd, struct value *owner)
+{
+    struct output_piece passed = {
+        .offset = output->text_used, .length = (uint32_t)length, .fd = fd, .owner = owner};
+    struct output_piece *piece = new_piece(output);
+    if (piece == NULL) {
+        release_fd(&passed);
+        return false;
+    }
+    *piece = passed;
     output->text_used += (uint32_t)length;
     output->bytes += length;
     return true;
@@ -80,7 +106,7 @@ static bool refer_to_value(struct output *output, struct value *value)
     struct output_piece *piece = new_piece(output);
     if (piece == NULL)
         return false;
-    *piece = (struct output_piece){.value = value_ref(value), .length = value->length};
+    *piece = (struct output_piece){.value = value_ref(value), .length = value->length, .fd = -1};
     output->bytes += value->length;
     char *room = output_room(output, 1);
     if (room == NULL)
@@ -97,11 +123,14 @@ bool output_value(struct output *output, struct value *value)
     return ok;
 }
 
+/* A descriptor goes with the first byte of what is sent together, so it ends what is before it. */
 static int gather(const struct output *output, struct iovec *iov)
 {
     int count = 0;
     for (; count < OUTPUT_IOVECS && (unsigned)count < output->count; count++) {
         const struct output_piece *piece = &output->pieces[output->first + (unsigned)count];
+        if (piece->fd >= 0 && count > 0)
+            break;
         char *base = piece->value != NULL ? (char *)value_bytes(piece->value) : output->text;
         iov[count] = (struct iovec){.iov_base = base + piece->offset, .iov_len = piece->length};
     }
@@ -111,6 +140,8 @@ static int gather(const struct output *output, struct iovec *iov)
 static void sent(struct output *output, size_t bytes)
 {
     output->bytes -= bytes;
+    if (bytes > 0)
+        release_fd(&output->pieces[output->first]);
     while (output->count > 0) {
         struct output_piece *piece = &output->pieces[output->first];
         if (bytes < piece->length) {
@@ -127,14 +158,40 @@ static void sent(struct output *output, size_t bytes)
     output->text_used = 0;
 }
 
-enum output_result output_flush(struct output *output, int fd)
+/* The usual case, short replies alone, takes the shorter way through the kernel. */
+static ssize_t send_text(const struct output *output, int fd)
+{
+    const struct output_piece *piece = &output->pieces[output->first];
+    return send(fd, output->text + piece->offset, piece->length, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+static ssize_t send_some(const struct output *output, int fd)
 {
     struct iovec iov[OUTPUT_IOVECS];
+    union {
+        char bytes[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr aligned;
+    } control;
+    struct msghdr message = {.msg_iov = iov, .msg_iovlen = (size_t)gather(output, iov)};
+    const struct output_piece *first = &output->pieces[output->first];
+    if (first->fd >= 0) {
+        control.aligned = (struct cmsghdr){
+            .cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+        memcpy(CMSG_DATA(&control.aligned), &first->fd, sizeof(int));
+        message.msg_control = control.bytes;
+        message.msg_controllen = sizeof(control.bytes);
+    }
+    return sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+enum output_result output_flush(struct output *output, int fd)
+{
     for (int writes = 0; output->count > 0; writes++) {
-        struct msghdr message = {.msg_iov = iov, .msg_iovlen = (size_t)gather(output, iov)};
         if (writes == OUTPUT_WRITES)
             return OUTPUT_BLOCKED;
-        ssize_t got = sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+        const struct output_piece *first = &output->pieces[output->first];
+        bool plain = output->count == 1 && first->value == NULL && first->fd < 0;
+        ssize_t got = plain ? send_text(output, fd) : send_some(output, fd);
         if (got >= 0)
             sent(output, (size_t)got);
         else if (errno == EAGAIN || errno == EWOULDBLOCK)
@@ -147,8 +204,10 @@ enum output_result output_flush(struct output *output, int fd)
 
 void output_clear(struct output *output)
 {
-    for (unsigned i = 0; i < output->count; i++)
+    for (unsigned i = 0; i < output->count; i++) {
+        release_fd(&output->pieces[output->first + i]);
         value_unref(output->pieces[output->first + i].value);
+    }
     free(output->text);
     free(output->pieces);
     *output = (struct output){0};

@@ -14,6 +14,8 @@ struct output_piece {
     struct value *value; /* NULL: bytes of text */
     uint32_t offset;     /* into text, or into the value's bytes */
     uint32_t length;     /* what is still to be sent */
+    int fd;              /* to be passed along with the first byte of text, or -1 */
+    struct value *owner; /* of fd; NULL: fd is the piece's own */
 };
 
 struct output {
@@ -36,6 +38,12 @@ bool output_line(struct output *output, size_t length);
 /* Adds the value's bytes and an LF, and takes the reference, whatever it returns. As output_line().
  */
 bool output_value(struct output *output, struct value *value);
+
+/*
+ * As output_line(), and passes fd along with the line. It stays owner's, of which a reference is
+ * taken over, or where owner is NULL is taken over itself; either way whatever it returns.
+ */
+bool output_line_with_fd(struct output *output, size_t length, int fd, struct value *owner);
 
 /* Sends what the socket takes. OUTPUT_BLOCKED: more is left. OUTPUT_FAILED: errno says why. */
 enum output_result output_flush(struct output *output, int fd);

@@ -1,7 +1,7 @@
 /*
- * Threads for what blocks. A pool is a queue of tasks and the threads that take from it; a task that
- * has run goes back to the loop that submitted it. What runs on a pool is plain sequential code that
- * knows neither the loop nor the connection.
+ * Threads for what blocks. A pool is a queue of tasks and the threads that take from it; a task
+ * that has run goes back to the loop that submitted it. What runs on a pool is plain sequential
+ * code that knows neither the loop nor the connection.
  */
 #ifndef LIARA_POOL_H
 #define LIARA_POOL_H
@@ -12,11 +12,11 @@ struct pool;
 
 /* Lives in its owner's struct; in one queue at a time. */
 struct pool_task {
-    struct loop_task back;                /* the pool's, for the way home */
-    struct pool_task *next;               /* the pool's */
-    struct loop *loop;                    /* where finished() is to run */
-    unsigned thread;                      /* set before run(): which of the pool's threads, from 0 */
-    void (*run)(struct pool_task *task);      /* on a thread of the pool */
+    struct loop_task back;               /* the pool's, for the way home */
+    struct pool_task *next;              /* the pool's */
+    struct loop *loop;                   /* where finished() is to run */
+    unsigned thread;                     /* set before run(): which of the pool's threads, from 0 */
+    void (*run)(struct pool_task *task); /* on a thread of the pool */
     void (*finished)(struct pool_task *task); /* on the loop's thread; the owner's again */
 };
 

@@ -9,7 +9,11 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { INSPECT_TEXT_MAX = 1024 };
+enum {
+    INSPECT_TEXT_MAX = 1024,
+    /* Below this many bytes a copy through the socket is cheaper than a descriptor's way. */
+    FD_MIN = 65536
+};
 
 /* The reply's text is left as it is: 160 bytes that only an error has a use for. */
 static void reply_kind(struct exchange *exchange, enum reply_kind kind)
@@ -39,6 +43,16 @@ static uint32_t seconds_left(int64_t expires)
     return left < 1 ? 1 : left > UINT32_MAX ? UINT32_MAX : (uint32_t)left;
 }
 
+/* A reply that says what the call found out about a value. */
+static void answer_sized(struct exchange *exchange, enum reply_kind kind)
+{
+    const struct store_call *call = &exchange->session.call;
+    reply_kind(exchange, kind);
+    exchange->reply.length = call->length;
+    exchange->reply.flags = call->flags;
+    exchange->reply.ttl = seconds_left(call->expires);
+}
+
 static void answer_value(struct exchange *exchange, struct value *value)
 {
     reply_kind(exchange, REPLY_VALUE);
@@ -48,52 +62,92 @@ static void answer_value(struct exchange *exchange, struct value *value)
     exchange->value = value;
 }
 
-static void answer_get(struct exchange *exchange, enum store_status status)
+static void answer_fd(struct exchange *exchange, int fd, uint64_t offset)
+{
+    exchange->reply.kind = REPLY_FD;
+    exchange->reply.offset = offset;
+    exchange->fd = fd;
+}
+
+static void shared(struct share *share)
+{
+    struct exchange *exchange = container_of(share, struct exchange, share);
+    exchange->on_pool = false;
+    if (value_shared(exchange->value) >= 0)
+        answer_fd(exchange, value_shared(exchange->value), 0);
+    exchange->done(exchange);
+}
+
+/* A large value goes as a descriptor, for which it may have to be copied first. */
+static enum router_next answer_large(struct exchange *exchange)
+{
+    int fd = value_shared(exchange->value);
+    if (fd >= 0) {
+        answer_fd(exchange, fd, 0);
+        return ROUTER_REPLY;
+    }
+    exchange->on_pool = true;
+    share_start(&exchange->share, exchange->router->files, exchange->session.call.loop,
+                exchange->value, shared);
+    return ROUTER_PENDING;
+}
+
+static enum router_next answer_get(struct exchange *exchange, enum store_status status)
 {
     struct store_call *call = &exchange->session.call;
-    if (status == STORE_OK) {
-        answer_value(exchange, call->value);
-        call->value = NULL;
-        return;
+    if (status != STORE_OK) {
+        reply_kind(exchange, REPLY_MISS);
+        exchange->reply.lease = exchange->session.leased;
+        return ROUTER_REPLY;
     }
-    reply_kind(exchange, REPLY_MISS);
-    exchange->reply.lease = exchange->session.leased;
+    if (call->fd >= 0) {
+        answer_sized(exchange, REPLY_FD);
+        answer_fd(exchange, call->fd, call->offset);
+        call->fd = -1;
+        return ROUTER_REPLY;
+    }
+    answer_value(exchange, call->value);
+    call->value = NULL;
+    return call->wants_fd && exchange->value->length >= FD_MIN ? answer_large(exchange)
+                                                               : ROUTER_REPLY;
 }
 
-static void answer_head(struct exchange *exchange, enum store_status status)
+static enum router_next answer_head(struct exchange *exchange, enum store_status status)
 {
-    const struct store_call *call = &exchange->session.call;
-    reply_kind(exchange, status == STORE_OK ? REPLY_SIZE : REPLY_MISS);
-    if (status != STORE_OK)
-        return;
-    exchange->reply.length = call->length;
-    exchange->reply.flags = call->flags;
-    exchange->reply.ttl = seconds_left(call->expires);
+    if (status == STORE_OK)
+        answer_sized(exchange, REPLY_SIZE);
+    else
+        reply_kind(exchange, REPLY_MISS);
+    return ROUTER_REPLY;
 }
 
-static void answer_put(struct exchange *exchange, enum store_status status)
+static enum router_next answer_put(struct exchange *exchange, enum store_status status)
 {
     reply_kind(exchange, status == STORE_OK ? REPLY_STORED : REPLY_EXISTS);
+    return ROUTER_REPLY;
 }
 
-static void answer_delete(struct exchange *exchange, enum store_status status)
+static enum router_next answer_delete(struct exchange *exchange, enum store_status status)
 {
     reply_kind(exchange, status == STORE_OK ? REPLY_DELETED : REPLY_MISS);
+    return ROUTER_REPLY;
 }
 
-static void answer_clear(struct exchange *exchange, enum store_status status)
+static enum router_next answer_clear(struct exchange *exchange, enum store_status status)
 {
     (void)status;
     reply_kind(exchange, REPLY_OK);
     exchange->reply.has_entries = true;
     exchange->reply.entries = exchange->session.call.entries;
+    return ROUTER_REPLY;
 }
 
-static void answer_persist(struct exchange *exchange, enum store_status status)
+static enum router_next answer_persist(struct exchange *exchange, enum store_status status)
 {
     (void)status;
     reply_kind(exchange, REPLY_OK);
     exchange->reply.is_volatile = !exchange->session.call.durable;
+    return ROUTER_REPLY;
 }
 
 static void answer_text(struct exchange *exchange, const char *text, size_t length)
@@ -107,7 +161,7 @@ static void answer_text(struct exchange *exchange, const char *text, size_t leng
     answer_value(exchange, value);
 }
 
-static void answer_inspect(struct exchange *exchange, enum store_status status)
+static enum router_next answer_inspect(struct exchange *exchange, enum store_status status)
 {
     const struct store_call *call = &exchange->session.call;
     const struct store_ops *backend = cache_backend(exchange->router->cache);
@@ -125,32 +179,30 @@ static void answer_inspect(struct exchange *exchange, enum store_status status)
                  (unsigned long long)sum.exists,
                  (long long)((clock_now() - exchange->router->started) / 1000), LIARA_VERSION);
     answer_text(exchange, text, (size_t)length);
+    return ROUTER_REPLY;
 }
 
-static void answer(struct exchange *exchange, enum store_status status)
+static enum router_next answer(struct exchange *exchange, enum store_status status)
 {
-    if (status == STORE_FAILED)
-        answer_failed(exchange);
-    else
-        exchange->answer(exchange, status);
+    if (status != STORE_FAILED)
+        return exchange->answer(exchange, status);
+    answer_failed(exchange);
+    return ROUTER_REPLY;
 }
 
 static void session_done(struct cache_session *session)
 {
     struct exchange *exchange = container_of(session, struct exchange, session);
-    answer(exchange, session->call.status);
-    exchange->done(exchange);
+    if (answer(exchange, session->call.status) == ROUTER_REPLY)
+        exchange->done(exchange);
 }
 
 /* What the cache's call returned becomes the answer, now or when session_done() brings it. */
 static enum router_next await(struct exchange *exchange, enum store_status status,
-                              void (*how)(struct exchange *, enum store_status))
+                              enum router_next (*how)(struct exchange *, enum store_status))
 {
     exchange->answer = how;
-    if (status == STORE_PENDING)
-        return ROUTER_PENDING;
-    answer(exchange, status);
-    return ROUTER_REPLY;
+    return status == STORE_PENDING ? ROUTER_PENDING : answer(exchange, status);
 }
 
 static bool join_key(struct exchange *exchange, const struct request *request)
@@ -166,7 +218,7 @@ static enum router_next start_get(struct exchange *exchange, const struct reques
 {
     if (!join_key(exchange, request))
         return ROUTER_REPLY;
-    return await(exchange, cache_get(&exchange->session, request->lease), answer_get);
+    return await(exchange, cache_get(&exchange->session, request->lease, request->fd), answer_get);
 }
 
 static enum router_next start_head(struct exchange *exchange, const struct request *request)
@@ -240,7 +292,7 @@ static void fetched(struct fetch *fetch)
 {
     struct exchange *exchange = container_of(fetch, struct exchange, fetch);
     enum router_next next = ROUTER_REPLY;
-    exchange->fetching = false;
+    exchange->on_pool = false;
     if (fetch->error == 0)
         next = router_body(exchange);
     else
@@ -264,7 +316,7 @@ static enum router_next start_put_fd(struct exchange *exchange, const struct req
     enum router_next next = start_put(exchange, request);
     if (next != ROUTER_BODY)
         return next;
-    exchange->fetching = true;
+    exchange->on_pool = true;
     fetch_start(&exchange->fetch, exchange->router->files, exchange->session.call.loop, *fd,
                 exchange->value, fetched);
     *fd = -1;
@@ -328,6 +380,7 @@ static enum router_next (*const routes[VERB_COUNT])(struct exchange *, const str
 enum router_next router_start(struct exchange *exchange, const struct request *request, int *fd)
 {
     exchange->value = NULL;
+    exchange->fd = -1;
     if (request->verb == VERB_PUT && request->fd)
         return start_put_fd(exchange, request, fd);
     return routes[request->verb](exchange, request);
@@ -337,8 +390,9 @@ void exchange_start(struct exchange *exchange, const struct router *router, stru
                     void (*done)(struct exchange *exchange))
 {
     exchange->router = router;
-    exchange->fetching = false;
+    exchange->on_pool = false;
     exchange->value = NULL;
+    exchange->fd = -1;
     exchange->done = done;
     cache_session_start(&exchange->session, router->cache, loop, session_done);
 }
@@ -348,19 +402,26 @@ bool exchange_busy(struct exchange *exchange)
     return cache_session_busy(&exchange->session);
 }
 
+/* What was to be sent and is not. */
+static void drop_answer(struct exchange *exchange)
+{
+    if (exchange->fd >= 0 && exchange->value == NULL)
+        close(exchange->fd);
+    value_unref(exchange->value);
+    exchange->value = NULL;
+    exchange->fd = -1;
+}
+
 bool exchange_end(struct exchange *exchange)
 {
-    bool ended = cache_session_end(&exchange->session) && !exchange->fetching;
-    if (ended) {
-        value_unref(exchange->value);
-        exchange->value = NULL;
-    }
+    bool ended = cache_session_end(&exchange->session) && !exchange->on_pool;
+    if (ended)
+        drop_answer(exchange);
     return ended;
 }
 
 void exchange_abandon(struct exchange *exchange)
 {
     cache_session_abandon(&exchange->session);
-    value_unref(exchange->value);
-    exchange->value = NULL;
+    drop_answer(exchange);
 }

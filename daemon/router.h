@@ -9,27 +9,14 @@
 #include "../proto/message.h"
 #include "cache.h"
 #include "fetch.h"
+#include "share.h"
 
 /* What all exchanges share; filled once by main.c, read-only afterwards. */
 struct router {
     struct cache *cache;
     const struct limits *limits;
-    struct pool *files; /* reads the descriptors of clients */
+    struct pool *files; /* reads clients' descriptors, and makes some for them */
     int64_t started;    /* clock_now() */
-};
-
-/* One connection's request under way and its answer. */
-struct exchange {
-    const struct router *router;
-    struct cache_session session;
-    struct fetch fetch;
-    bool fetching;
-    bool overwrite;
-    struct reply reply;
-    struct value
-        *value; /* ROUTER_BODY: to be filled; with a reply: its bytes, the caller's reference */
-    void (*answer)(struct exchange *exchange, enum store_status status);
-    void (*done)(struct exchange *exchange);
 };
 
 enum router_next {
@@ -37,6 +24,24 @@ enum router_next {
     ROUTER_PENDING, /* done() follows, then they do */
     ROUTER_BODY,    /* fill value's bytes, then call router_body() */
     ROUTER_QUIT     /* close */
+};
+
+/* One connection's request under way and its answer. */
+struct exchange {
+    const struct router *router;
+    struct cache_session session;
+    union {
+        struct fetch fetch;
+        struct share share;
+    };
+    bool on_pool; /* one of the two is under way */
+    bool overwrite;
+    struct reply reply;
+    /* ROUTER_BODY: to be filled; with a reply: its bytes. The caller's reference. */
+    struct value *value;
+    int fd; /* with REPLY_FD: value's own, or where value is NULL the caller's to close; else -1 */
+    enum router_next (*answer)(struct exchange *exchange, enum store_status status);
+    void (*done)(struct exchange *exchange);
 };
 
 void exchange_start(struct exchange *exchange, const struct router *router, struct loop *loop,

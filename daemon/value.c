@@ -3,9 +3,21 @@
 #include "clock.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* Descriptors of values that are shared, in slots from 1; what is free is 0. They are few, so that
+ * they can't use up the process's descriptors, and hold few bytes, for each is a second copy. */
+enum { SHARED_MAX = 512 };
+static const uint64_t shared_bytes_max = 256 << 20;
+static pthread_mutex_t shared_lock = PTHREAD_MUTEX_INITIALIZER;
+static int shared_fds[SHARED_MAX + 1];
+static uint64_t shared_bytes;
 
 static _Atomic uint64_t total;
 static _Atomic uint64_t limit = UINT64_MAX;
@@ -52,6 +64,7 @@ struct value *value_new(const uint8_t *key, size_t key_length, uint32_t length)
     value->key_length = (uint16_t)key_length;
     value->expires = CLOCK_NEVER;
     value->hash = 0;
+    atomic_init(&value->shared, 0);
     value->next = NULL;
     memcpy(value->data, key, key_length);
     return value;
@@ -63,11 +76,90 @@ struct value *value_ref(struct value *value)
     return value;
 }
 
+/* Takes a slot; 0 where the bounds are reached. */
+static uint16_t take_slot(uint32_t length)
+{
+    uint16_t slot = 0;
+    pthread_mutex_lock(&shared_lock);
+    if (shared_bytes + length <= shared_bytes_max) {
+        for (slot = SHARED_MAX; slot > 0 && shared_fds[slot] != 0; slot--)
+            ;
+    }
+    if (slot > 0) {
+        shared_fds[slot] = -1;
+        shared_bytes += length;
+    }
+    pthread_mutex_unlock(&shared_lock);
+    return slot;
+}
+
+static void give_slot(uint16_t slot, uint32_t length)
+{
+    pthread_mutex_lock(&shared_lock);
+    if (shared_fds[slot] > 0)
+        close(shared_fds[slot]);
+    shared_fds[slot] = 0;
+    shared_bytes -= length;
+    pthread_mutex_unlock(&shared_lock);
+}
+
+static bool write_all(int fd, const uint8_t *bytes, uint32_t length)
+{
+    while (length > 0) {
+        ssize_t got = write(fd, bytes, length);
+        if (got < 0 && errno != EINTR)
+            return false;
+        bytes += got > 0 ? got : 0;
+        length -= got > 0 ? (uint32_t)got : 0;
+    }
+    return true;
+}
+
+/* Sealed, so that no holder can change what another one reads. */
+static int make_memfd(struct value *value)
+{
+    int fd = memfd_create("liara-cache-value", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0)
+        return -1;
+    if (write_all(fd, value_bytes(value), value->length) &&
+        fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0)
+        return fd;
+    close(fd);
+    return -1;
+}
+
+bool value_share(struct value *value)
+{
+    if (value_shared(value) >= 0)
+        return true;
+    uint16_t slot = take_slot(value->length), none = 0;
+    if (slot == 0)
+        return false;
+    int fd = make_memfd(value);
+    pthread_mutex_lock(&shared_lock);
+    shared_fds[slot] = fd;
+    pthread_mutex_unlock(&shared_lock);
+    /* Another thread may have been faster: then its copy serves. */
+    if (fd >= 0 && atomic_compare_exchange_strong(&value->shared, &none, slot))
+        return true;
+    give_slot(slot, value->length);
+    return none != 0;
+}
+
+int value_shared(const struct value *value)
+{
+    uint16_t slot = atomic_load(&value->shared);
+    return slot > 0 ? shared_fds[slot] : -1;
+}
+
 void value_unref(struct value *value)
 {
     if (value == NULL ||
         atomic_fetch_sub_explicit(&value->references, 1, memory_order_acq_rel) != 1)
         return;
     atomic_fetch_sub_explicit(&total, value_cost(value), memory_order_relaxed);
+    uint16_t slot = atomic_load_explicit(&value->shared, memory_order_relaxed);
+    if (slot > 0)
+        give_slot(slot, value->length);
     free(value);
 }

@@ -10,6 +10,7 @@
 #define LIARA_VALUE_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -18,9 +19,10 @@
 struct value {
     atomic_uint references;
     uint32_t flags;
-    uint32_t length;     /* of the bytes */
-    uint16_t key_length; /* 1 to MESSAGE_KEY_MAX */
-    int64_t expires;     /* clock_now()'s milliseconds, or CLOCK_NEVER */
+    uint32_t length;         /* of the bytes */
+    uint16_t key_length;     /* 1 to MESSAGE_KEY_MAX */
+    _Atomic uint16_t shared; /* see value_share(); 0: not */
+    int64_t expires;         /* clock_now()'s milliseconds, or CLOCK_NEVER */
     /* The three below belong to the memory store's table alone. */
     uint64_t hash;
     _Atomic uint64_t used; /* clock_tick() of the last use */
@@ -47,6 +49,15 @@ struct value *value_ref(struct value *value);
 
 /* Gives a reference up; the last frees. NULL is fine. Any thread. */
 void value_unref(struct value *value);
+
+/*
+ * The descriptor of a sealed memfd with the value's bytes, for clients to read them without a copy
+ * through the socket; it stays the value's. value_share() makes it, which copies the bytes once:
+ * false where a bound on the number and the bytes of all of them is reached, or memory is short.
+ * value_shared() returns it, or -1. Any thread that holds a reference.
+ */
+bool value_share(struct value *value);
+int value_shared(const struct value *value);
 
 static inline const uint8_t *value_key(const struct value *value)
 {

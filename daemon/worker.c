@@ -60,7 +60,7 @@ static void for_each(struct worker *worker, void (*what)(struct conn *))
 
 static void check_timeouts(struct conn *conn)
 {
-    conn_check_timeouts(conn, clock_now());
+    conn_check_timeouts(conn, clock_coarse());
 }
 
 static void sweep(struct loop_timer *timer)
@@ -165,7 +165,7 @@ static void stop_requested(struct loop_task *task)
         loop_stop(worker->loop);
 }
 
-struct worker *worker_new(struct service *service, unsigned index)
+struct worker *worker_new(struct service *service, unsigned index, unsigned busy_poll)
 {
     struct worker *worker = calloc(1, sizeof(*worker));
     if (worker == NULL)
@@ -173,6 +173,8 @@ struct worker *worker_new(struct service *service, unsigned index)
     worker->service = service;
     worker->stop.run = stop_requested;
     worker->loop = loop_new(index);
+    if (worker->loop != NULL)
+        loop_set_busy_poll(worker->loop, busy_poll);
     if (worker->loop != NULL)
         worker->accept = event_new(loop_base(worker->loop), service->listener, EV_READ | EV_PERSIST,
                                    accept_ready, worker);

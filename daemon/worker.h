@@ -24,8 +24,9 @@ struct conn_link {
     struct conn *next, **link;
 };
 
-/* A worker with the number index, not yet running. NULL with errno. */
-struct worker *worker_new(struct service *service, unsigned index);
+/* A worker with the number index, not yet running; busy_poll as loop_set_busy_poll(). NULL with
+ * errno. */
+struct worker *worker_new(struct service *service, unsigned index, unsigned busy_poll);
 
 /* Starts its thread. false with errno. */
 bool worker_start(struct worker *worker);

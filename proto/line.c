@@ -637,10 +637,12 @@ static void write_fields(struct writer *line, const struct form *form,
         if (length > fields[FIELD_LENGTH].max)
             line->at = NULL;
     }
-    for (enum field i = FIELD_LENGTH + 1; i < FIELD_COUNT; i++)
-        if ((form->required & BIT(i)) ||
-            ((form->optional & BIT(i)) && has_field(message, &fields[i])))
+    unsigned left = (form->required | form->optional) & ~BIT(FIELD_LENGTH);
+    for (; left != 0; left &= left - 1) {
+        unsigned i = (unsigned)__builtin_ctz(left);
+        if ((form->required & BIT(i)) || has_field(message, &fields[i]))
             write_option(line, &fields[i], get_field(message, &fields[i]));
+    }
 }
 
 static bool key_fits(const struct form *form, uint32_t length)

@@ -353,6 +353,13 @@ static int filesystem_upkeep(struct store *store)
     return fs_upkeep_step(&fs->upkeep, max_size(fs));
 }
 
+static bool filesystem_absent(struct store *store, const struct store_call *call)
+{
+    struct filesystem *fs = filesystem_of(store);
+    return fs_index_alive(fs->tree->index, fs_file_hash(call->key, call->key_length), false) ==
+           FS_ABSENT;
+}
+
 static struct store *filesystem_open(const struct config *config, char *why, size_t size)
 {
     struct filesystem *fs = calloc(1, sizeof(*fs));
@@ -383,9 +390,11 @@ static void filesystem_close(struct store *store)
 const struct store_ops store_filesystem = {
     .name = "filesystem",
     .title = "Filesystem",
+    .tiered = true,
+    .absent = filesystem_absent,
     .in_directory = true,
     .readers = 4,
-    .writers = 2,
+    .writers = 1,
     .open = filesystem_open,
     .close = filesystem_close,
     .get = filesystem_get,

@@ -6,7 +6,7 @@
  * What may take long (to make room for a large value, to walk over everything) is done in slices on
  * the asking loop, between which other requests run.
  */
-#include "store.h"
+#include "memory.h"
 
 #include "../clock.h"
 #include "../config.h"
@@ -438,6 +438,26 @@ static enum store_status memory_inspect(struct store *store, struct store_call *
     call->entries = atomic_load_explicit(&memory->entries, memory_order_relaxed);
     call->size = atomic_load_explicit(&memory->size, memory_order_relaxed);
     return STORE_OK;
+}
+
+void memory_keep(struct store *store, struct value *value, uint64_t hash, bool replace)
+{
+    struct memory *memory = memory_of(store);
+    struct store_call call = {.key = value_key(value),
+                              .key_length = value->key_length,
+                              .hash = hash,
+                              .overwrite = replace};
+    struct value *kept = value_ref(value);
+    put_step(memory, &call, &kept);
+    /* Where room is not to be had quickly, what it would have replaced must not stay. */
+    if (kept != NULL && replace)
+        memory_drop(store, &call);
+    value_unref(kept);
+}
+
+bool memory_drop(struct store *store, struct store_call *call)
+{
+    return memory_delete(store, call) == STORE_OK;
 }
 
 static enum store_status memory_persist(struct store *store, struct store_call *call)

@@ -971,6 +971,7 @@ static struct store *redis_open(const struct config *config, char *why, size_t s
 const struct store_ops store_redis = {
     .name = "redis",
     .title = "Redis",
+    .tiered = true,
     .open = redis_open,
     .close = redis_close,
     .attach = redis_attach,

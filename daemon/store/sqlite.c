@@ -46,6 +46,7 @@ struct sqlite {
     char *path;
     struct sq_notes notes;
     struct reader readers[READERS];
+    struct keyset *keys;            /* of all entries */
     _Atomic bool damaged;           /* found to be so: it holds nothing until it is replaced */
     _Atomic int64_t entries, bytes; /* as committed, for INSPECT */
     _Atomic int64_t logged;         /* when, last */
@@ -324,7 +325,7 @@ static void roll_back(struct sqlite *sqlite)
 /* The writer's connection first: it finds out what there is, and makes what is not. */
 static int open_all(struct sqlite *sqlite, enum sq_content *content)
 {
-    int rc = sq_writer_open(&sqlite->writer, sqlite->path, &sqlite->notes, content);
+    int rc = sq_writer_open(&sqlite->writer, sqlite->path, &sqlite->notes, sqlite->keys, content);
     if (rc != SQLITE_OK || *content != SQ_OURS)
         return rc;
     for (unsigned i = 0; i < READERS && rc == SQLITE_OK; i++)
@@ -548,6 +549,7 @@ static void free_sqlite(struct sqlite *sqlite)
     for (unsigned i = 0; i < READERS; i++)
         pthread_mutex_destroy(&sqlite->readers[i].lock);
     sq_notes_destroy(&sqlite->notes);
+    keyset_free(sqlite->keys);
     free(sqlite->path);
     free(sqlite);
 }
@@ -580,7 +582,10 @@ static struct store *sqlite_open(const struct config *config, char *why, size_t 
     sqlite3_config(SQLITE_CONFIG_MEMSTATUS, 0);
     struct sqlite *sqlite = calloc(1, sizeof(*sqlite));
     bool opened = false;
-    if (sqlite == NULL) {
+    if (sqlite != NULL)
+        sqlite->keys = keyset_new();
+    if (sqlite == NULL || sqlite->keys == NULL) {
+        free(sqlite);
         snprintf(why, size, "out of memory");
         return NULL;
     }
@@ -673,6 +678,11 @@ static int write_uses(struct sqlite *sqlite)
     return rc;
 }
 
+static int read_keys(struct sqlite *sqlite)
+{
+    return sq_entries_read_keys(&sqlite->writer);
+}
+
 /*
  * Last uses wait until there are many: what is only read causes no writes. Evicting asks the notes,
  * so it goes by what was really used last.
@@ -707,7 +717,8 @@ static int until_next(struct sqlite *sqlite)
 static int sqlite_upkeep(struct store *store)
 {
     static int (*const steps[])(struct sqlite *) = {
-        empty_long_log, drop_suspects, drop_ended, evict, write_many_uses, shrink, empty_quiet_log,
+        empty_long_log, drop_suspects,   drop_ended, evict,
+        read_keys,      write_many_uses, shrink,     empty_quiet_log,
     };
     struct sqlite *sqlite = sqlite_of(store);
     struct store_call unused;
@@ -774,9 +785,16 @@ static void sqlite_close(struct store *store)
     free_sqlite(sqlite);
 }
 
+static bool sqlite_absent(struct store *store, const struct store_call *call)
+{
+    return keyset_absent(sqlite_of(store)->keys, call->hash);
+}
+
 const struct store_ops store_sqlite = {
     .name = "sqlite",
     .title = "Sqlite3",
+    .tiered = true,
+    .absent = sqlite_absent,
     .in_directory = true,
     .readers = READERS,
     .writers = 1,

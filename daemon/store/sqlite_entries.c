@@ -5,7 +5,10 @@
 #include <stdlib.h>
 #include <xxhash.h>
 
-enum { SWEEP_ROWS = 1 << 20 }; /* cleared in one transaction */
+enum {
+    KEY_ROWS = 1024,
+    /* read into the set of keys in one step */ SWEEP_ROWS = 1 << 20
+}; /* cleared in one transaction */
 
 uint64_t sq_entries_charge(const struct sq_writer *writer)
 {
@@ -41,6 +44,8 @@ int sq_entries_remove(struct sq_writer *writer, const uint8_t *key, size_t lengt
         rc = sq_run(sq_with_id(connection, SQ_USE_DELETE, row->id));
     if (rc == SQLITE_OK)
         rc = sq_writer_count(writer, -1, -((int64_t)length + row->size));
+    if (rc == SQLITE_OK)
+        keyset_remove(writer->keys, store_hash(key, length));
     return rc;
 }
 
@@ -77,6 +82,8 @@ static int add_value(struct sq_writer *writer, const struct store_call *call, st
         rc = sq_run(sq_with_id(&writer->connection, SQ_USE_ADD, id));
     if (rc == SQLITE_OK)
         rc = sq_writer_count(writer, 1, (int64_t)call->key_length + value->length);
+    if (rc == SQLITE_OK)
+        keyset_add(writer->keys, call->hash);
     return rc;
 }
 
@@ -128,7 +135,9 @@ static int clear_all(struct sq_writer *writer, uint64_t *live)
         writer->totals = (struct sq_totals){0};
         rc = sq_writer_commit(writer);
     }
-    if (rc != SQLITE_OK)
+    if (rc == SQLITE_OK)
+        keyset_clear(writer->keys);
+    else
         sq_writer_roll_back(writer);
     int back = sqlite3_exec(connection->db, "PRAGMA auto_vacuum=INCREMENTAL", NULL, NULL, NULL);
     *live = (uint64_t)(before.entries - ended);
@@ -222,7 +231,37 @@ int sq_entries_clear(struct sq_writer *writer, const uint8_t *prefix, size_t len
         rc = sq_ask(sq_with_range(&writer->connection, SQ_OTHERS, &from, &to), &others);
     if (rc != SQLITE_OK)
         return rc;
-    return others ? clear_range(writer, &from, &to, live) : clear_all(writer, live);
+    if (!others)
+        return clear_all(writer, live);
+    sq_writer_forget_keys(writer);
+    return clear_range(writer, &from, &to, live);
+}
+
+int sq_entries_read_keys(struct sq_writer *writer)
+{
+    struct sq_key *from = &writer->keys_from, key, first, end;
+    unsigned n = 0;
+    int rc = SQLITE_ROW;
+    if (writer->keys_read)
+        return SQLITE_OK;
+    sq_range(NULL, 0, &first, &end);
+    sqlite3_stmt *statement = sq_with_range(&writer->connection, SQ_RANGE, from, &end);
+    for (; n < KEY_ROWS && (rc = sqlite3_step(statement)) == SQLITE_ROW; n++) {
+        if (!sq_read_key(statement, SQ_KEY_COLUMN, &key)) {
+            rc = SQLITE_CORRUPT;
+            break;
+        }
+        keyset_add(writer->keys, store_hash(key.bytes, key.length));
+    }
+    sqlite3_reset(statement);
+    if (rc == SQLITE_ROW) {
+        *from = key;
+        from->bytes[from->length++] = 0; /* the first that is larger */
+        return SQLITE_ROW;
+    }
+    writer->keys_read = rc == SQLITE_DONE;
+    keyset_set_certain(writer->keys, writer->keys_read);
+    return sq_done(rc);
 }
 
 int sq_entries_set_use(struct sq_writer *writer, const struct sq_use *use)

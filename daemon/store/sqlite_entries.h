@@ -48,6 +48,9 @@ int sq_entries_drop_suspects(struct sq_writer *writer);
 /* Whether any entry has an end at all. */
 bool sq_entries_have_ends(struct sq_writer *writer);
 
+/* Reads some keys into the writer's set; SQLITE_ROW: there are more. */
+int sq_entries_read_keys(struct sq_writer *writer);
+
 /* Writes down a use that was noted. */
 int sq_entries_set_use(struct sq_writer *writer, const struct sq_use *use);
 

@@ -82,11 +82,20 @@ static int note_log(void *arg, sqlite3 *db, const char *name, int pages)
 }
 
 /* What a run before this one committed may be in a log that it had no time to empty or to sync. */
+void sq_writer_forget_keys(struct sq_writer *writer)
+{
+    keyset_set_certain(writer->keys, false);
+    keyset_clear(writer->keys);
+    writer->keys_read = false;
+    writer->keys_from.length = 0;
+}
+
 int sq_writer_open(struct sq_writer *writer, const char *path, struct sq_notes *notes,
-                   enum sq_content *content)
+                   struct keyset *keys, enum sq_content *content)
 {
     int64_t last_written = 0;
-    *writer = (struct sq_writer){.notes = notes, .log_pages = 1, .unsynced = true};
+    *writer = (struct sq_writer){.notes = notes, .keys = keys, .log_pages = 1, .unsynced = true};
+    sq_writer_forget_keys(writer);
     int rc = sq_file_open(&writer->connection, path, content);
     if (rc != SQLITE_OK || *content != SQ_OURS)
         return rc;
@@ -137,6 +146,7 @@ void sq_writer_roll_back(struct sq_writer *writer)
     if (db != NULL && !sqlite3_get_autocommit(db))
         sq_run(writer->connection.statements[SQ_ROLLBACK]);
     writer->totals = writer->committed;
+    sq_writer_forget_keys(writer);
 }
 
 int sq_writer_count(struct sq_writer *writer, int64_t entries, int64_t bytes)

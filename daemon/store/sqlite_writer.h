@@ -8,6 +8,7 @@
 #ifndef LIARA_STORE_SQLITE_WRITER_H
 #define LIARA_STORE_SQLITE_WRITER_H
 
+#include "keyset.h"
 #include "sqlite_connection.h"
 #include "sqlite_file.h"
 #include "sqlite_notes.h"
@@ -20,6 +21,9 @@ struct sq_totals {
 struct sq_writer {
     struct sq_connection connection;
     struct sq_notes *notes;
+    struct keyset *keys; /* of all entries, certain once they have been read */
+    bool keys_read;
+    struct sq_key keys_from; /* where to read on */
     struct sq_totals totals, committed;
     int changes;       /* that the connection had made when the transaction began */
     bool unsynced;     /* something that is committed may not be on the disk */
@@ -29,11 +33,11 @@ struct sq_writer {
 };
 
 /*
- * Opens the file as sq_file_open() does, and loads what the last run left. notes must stay in
- * place. On failure, too, the caller closes.
+ * Opens the file as sq_file_open() does, and loads what the last run left. notes and keys must stay
+ * in place. On failure, too, the caller closes.
  */
 int sq_writer_open(struct sq_writer *writer, const char *path, struct sq_notes *notes,
-                   enum sq_content *content);
+                   struct keyset *keys, enum sq_content *content);
 
 /* Closes without a word to the file; with, as is usual, the log is written back to it. */
 void sq_writer_close(struct sq_writer *writer, bool write_back);
@@ -46,6 +50,10 @@ int sq_writer_commit(struct sq_writer *writer);
 
 /* Gives the open transaction up, if any; fine where nothing is open at all. */
 void sq_writer_roll_back(struct sq_writer *writer);
+
+/* The set of keys may lack some that are there: from here on nothing is certainly absent, until
+ * they have been read anew. */
+void sq_writer_forget_keys(struct sq_writer *writer);
 
 /* Adds to the sums; SQLITE_CORRUPT where they can't be. */
 int sq_writer_count(struct sq_writer *writer, int64_t entries, int64_t bytes);

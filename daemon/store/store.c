@@ -4,6 +4,7 @@
 #include "../config.h"
 #include "../container_of.h"
 #include "../lock.h"
+#include "tier.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -146,8 +147,8 @@ static int take_directory(const struct config *config, char *why, size_t size)
     return lock_take(path, what, why, size);
 }
 
-struct store *store_open(const struct store_ops *ops, const struct config *config, char *why,
-                         size_t size)
+static struct store *open_backend(const struct store_ops *ops, const struct config *config,
+                                  char *why, size_t size)
 {
     int lock = ops->in_directory ? take_directory(config, why, size) : -1;
     if (ops->in_directory && lock < 0)
@@ -167,6 +168,25 @@ struct store *store_open(const struct store_ops *ops, const struct config *confi
         return NULL;
     }
     return store;
+}
+
+struct store *store_open(const struct store_ops *ops, const struct config *config, char *why,
+                         size_t size)
+{
+    struct store *backend = open_backend(ops, config, why, size);
+    if (backend == NULL || !ops->tiered || config->memory_size == 0)
+        return backend;
+    struct store *tier = tier_open(backend, config, why, size);
+    if (tier == NULL)
+        store_close(backend);
+    return tier;
+}
+
+void store_set_max_size(struct store *store, uint64_t bytes)
+{
+    atomic_store(&store->max_size, bytes);
+    if (store->ops->set_max_size != NULL)
+        store->ops->set_max_size(store, bytes);
 }
 
 void store_close(struct store *store)
@@ -203,6 +223,7 @@ enum store_status store_submit(struct store *store, struct store_call *call)
     struct pool *pool = pool_of(store, call->op);
     call->store = store;
     call->hash = store_hash(call->key, call->key_length);
+    call->fd = -1;
     if (call->op != STORE_PUT)
         call->value = NULL;
     call->status = STORE_PENDING;

@@ -2,10 +2,12 @@
  * What a backend is: a table of methods over whole values, by key. store.c holds the list of all of
  * them and the one adapter that lifts those that block onto threads.
  *
- * A backend keeps these promises, and the contract suite (tests/unit/test_store.c) holds it to them:
+ * A backend keeps these promises, and the contract suite (tests/unit/test_store.c) holds it to
+ * them:
  * - PUT without overwrite stores only if the key is absent, atomically, however many ask at once.
  * - A value that was stored is found by every later GET, whole, until it is deleted, cleared,
- *   evicted, replaced or past its end. Never a wrong byte: what is damaged is a miss and a log line.
+ *   evicted, replaced or past its end. Never a wrong byte: what is damaged is a miss and a log
+ * line.
  * - A call finishes exactly once: it returns its status, or STORE_PENDING and then done() is called
  *   once, later, on the loop that asked, never from inside the call.
  *
@@ -15,10 +17,10 @@
 #ifndef LIARA_STORE_H
 #define LIARA_STORE_H
 
+#include "../../proto/message.h"
 #include "../loop.h"
 #include "../pool.h"
 #include "../value.h"
-#include "../../proto/message.h"
 
 struct config;
 struct store;
@@ -33,9 +35,9 @@ enum store_status {
 };
 
 enum store_op {
-    STORE_GET,     /* value: out, a reference that is the caller's */
-    STORE_HEAD,    /* length, flags, expires: out */
-    STORE_PUT,     /* value: in; the store takes the reference and nulls the field, whatever comes */
+    STORE_GET,  /* value: out, a reference that is the caller's; or fd, where that is wanted */
+    STORE_HEAD, /* length, flags, expires: out */
+    STORE_PUT,  /* value: in; the store takes the reference and nulls the field, whatever comes */
     STORE_DELETE,
     STORE_CLEAR,   /* key is a prefix, of 0 bytes too; entries: out, how many were removed */
     STORE_INSPECT, /* key is a prefix; entries, size, approximate: out */
@@ -46,16 +48,19 @@ struct store_call {
     struct pool_task task; /* the adapter's */
     struct store *store;   /* set by store_submit() */
     enum store_op op;
-    bool overwrite;        /* PUT */
-    const uint8_t *key;    /* the caller's, unchanged until the call has finished */
+    bool overwrite;     /* PUT */
+    bool wants_fd;      /* GET: a backend may answer with fd */
+    const uint8_t *key; /* the caller's, unchanged until the call has finished */
     uint32_t key_length;
-    uint64_t hash;         /* store_hash(key), set by store_submit() */
-    struct value *value;   /* as above */
+    uint64_t hash;       /* store_hash(key), set by store_submit() */
+    struct value *value; /* as above */
 
     enum store_status status; /* the result, also where done() brings it */
     uint32_t flags;
     uint64_t length;
     int64_t expires;
+    int fd; /* -1: none */
+    uint64_t offset;
     uint64_t entries;
     uint64_t size; /* bytes of keys and values */
     bool approximate;
@@ -63,7 +68,16 @@ struct store_call {
     enum error_code error;
     char text[MESSAGE_TEXT_MAX];
 
-    struct loop *loop;                      /* who asks: done() runs on its thread */
+    struct { /* the memory tier's, while a slower store has the call */
+        struct store *tier;
+        void (*done)(struct store_call *call);
+        struct value *value;
+        uint64_t generation, entries;
+        enum store_status status;
+        bool was_there;
+    } via;
+
+    struct loop *loop; /* who asks: done() runs on its thread */
     void (*done)(struct store_call *call);
 };
 
@@ -73,13 +87,18 @@ struct store_ops {
     const char *name;  /* as the configuration spells it, "sqlite" */
     const char *title; /* as INSPECT shows it, "Sqlite3" */
 
+    /* It is slower than memory, so the memory tier (tier.h) stands before it. */
+    bool tiered;
+
+    bool gives_fd; /* its GET may answer with a descriptor */
+
     /* It keeps its data in config->directory: store.c makes it (mode 0700) and locks it. */
     bool in_directory;
 
     /*
      * Threads, for a backend whose methods block; both 0 where they never do. GET, HEAD and INSPECT
-     * run on the readers, all else on the writers; call->task.thread numbers them, each from 0. With
-     * one writer, begin and commit stand around each batch of calls, none of which is answered
+     * run on the readers, all else on the writers; call->task.thread numbers them, each from 0.
+     * With one writer, begin and commit stand around each batch of calls, none of which is answered
      * before commit has returned.
      */
     unsigned readers;
@@ -95,7 +114,14 @@ struct store_ops {
     bool (*attach)(struct store *store, struct loop *loop);
     void (*detach)(struct store *store, struct loop *loop);
 
+    /* As store_set_max_size(), for a store that has another behind it; may be NULL. */
+    void (*set_max_size)(struct store *store, uint64_t bytes);
+
     store_method *get, *head, *put, *delete, *clear, *inspect, *persist;
+
+    /* Whether the call's key is certainly not there: from memory, never blocking, on any thread.
+     * false says nothing. May be NULL, where others may store behind the backend's back. */
+    bool (*absent)(struct store *store, const struct store_call *call);
 
     /* Writers' thread only; may be NULL. commit false: every call of the batch has failed, with the
      * error and text that commit puts into *failed. */
@@ -126,6 +152,9 @@ const char *store_names(void);
 struct store *store_open(const struct store_ops *ops, const struct config *config, char *why,
                          size_t size);
 
+/* Sets the bound on the bytes it keeps; what is over it goes in the background. Any thread. */
+void store_set_max_size(struct store *store, uint64_t bytes);
+
 /* Finishes what is queued, closes. The loops must still accept posts. NULL is fine. */
 void store_close(struct store *store);
 
@@ -134,15 +163,15 @@ bool store_attach(struct store *store, struct loop *loop);
 void store_detach(struct store *store, struct loop *loop);
 
 /*
- * Starts the call: op, key, key_length, value, overwrite, loop and done are set by the caller, which
- * keeps *call in place until it has finished. Returns the status, which call->status has too, or
- * STORE_PENDING. The loop's own thread only.
+ * Starts the call: op, key, key_length, value, overwrite, loop and done are set by the caller,
+ * which keeps *call in place until it has finished. Returns the status, which call->status has too,
+ * or STORE_PENDING. The loop's own thread only.
  */
 enum store_status store_submit(struct store *store, struct store_call *call);
 
 /* For backends: fills error and text, returns STORE_FAILED. */
-enum store_status store_fail(struct store_call *call, enum error_code error, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
+enum store_status store_fail(struct store_call *call, enum error_code error, const char *format,
+                             ...) __attribute__((format(printf, 3, 4)));
 
 /* For backends: a value for the call's key with length bytes to fill, or NULL with the call failed
  * as busy (too many bytes in flight) or internal (no memory). */

@@ -88,6 +88,7 @@ static void start(int backend)
     bench.config = (struct config){
         .directory = bench.directory,
         .max_size = 1 << 30,
+        .memory_size = getenv("TIER") ? 64 << 20 : 0,
         .max_value_size = 512 << 20,
         .max_inflight = 1 << 30,
         .workers = LOOPS,
@@ -691,7 +692,7 @@ START_TEST(max_size_bounds_the_store)
     start(_i);
     if (bench.is->evicts) {
         uint64_t max = 1 << 20;
-        atomic_store(&bench.store->max_size, max);
+        store_set_max_size(bench.store, max);
         put("kept", "value");
         put_many(400);
         int64_t end = clock_now() + WAIT_MS;
@@ -713,7 +714,7 @@ START_TEST(what_is_used_stays_longest)
 {
     start(_i);
     if (strcmp(bench.is->name, "memory") == 0) {
-        atomic_store(&bench.store->max_size, 12 * 10000);
+        store_set_max_size(bench.store, 12 * 10000);
         put("kept", "value");
         put_many(400);
         expect("kept", "value");
@@ -728,7 +729,7 @@ START_TEST(a_value_larger_than_the_store_is_refused_or_evicted)
     if (bench.is->evicts) {
         static uint8_t bytes[1 << 18];
         struct put large = {.bytes = bytes, .length = sizeof(bytes)};
-        atomic_store(&bench.store->max_size, 1 << 17);
+        store_set_max_size(bench.store, 1 << 17);
         struct ask ask = new_put("large", 5, &large);
         enum store_status status = run_on(bench.loop, &ask);
         if (status == STORE_FAILED)
