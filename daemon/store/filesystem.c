@@ -9,8 +9,8 @@
  *   filesystem_sync.*    PERSIST
  *   filesystem_upkeep.*  scan, eviction, removal of what has ended
  *
- * A GET of what is there is openat, fstat, pread and close (a second pread beyond 8 KB); a miss is
- * none. A PUT is openat, writev, close and renameat. Both copy no value.
+ * In system calls, a GET of what is there is openat, fstat, pread and close (a second pread beyond
+ * 8 KB), a miss is none at all, and a PUT is openat, writev, close and renameat.
  */
 #include "store.h"
 

@@ -128,6 +128,28 @@ START_TEST(files_of_others_are_left_alone)
 }
 END_TEST
 
+/* What can't be looked through stays uncertain; the rest of the store goes on. */
+START_TEST(a_folder_that_is_none_spoils_no_other)
+{
+    start();
+    put_many(0, 50);
+    close_store();
+    make_unclean();
+    nftw(path_of("entries/00"), remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    write_file(path_of("entries/00"), "", 0);
+    open_store();
+    ck_assert_uint_ge(get_many(0, 50), 45);
+    usleep(300 * 1000);
+    ck_assert(inspect("").approximate);
+    ck_assert_int_eq(run_op(STORE_CLEAR, ""), STORE_FAILED);
+    ck_assert_int_eq(unlink(path_of("entries/00")), 0);
+    reopen_store();
+    ck_assert_uint_eq(inspect_exactly().entries, get_many(0, 50));
+    ck_assert_int_eq(run_op(STORE_CLEAR, ""), STORE_OK);
+    remove_folder();
+}
+END_TEST
+
 static void expect_refusal(const char *part)
 {
     char why[256] = "";
@@ -152,6 +174,10 @@ START_TEST(a_folder_that_is_no_store_of_ours_is_refused)
     nftw(path_of("entries"), remove_one, 16, FTW_DEPTH | FTW_PHYS);
     write_file(path_of("entries"), "", 0);
     expect_refusal("entries");
+    ck_assert_int_eq(unlink(path_of("entries")), 0);
+    unlink(path_of("index"));
+    ck_assert_int_eq(mkdir(path_of("index"), 0700), 0);
+    expect_refusal("index");
     remove_folder();
 }
 END_TEST
@@ -669,6 +695,7 @@ int main(void)
     tcase_add_test(tcase, a_folder_that_is_gone_is_made_again);
     tcase_add_test(tcase, a_scan_goes_on_after_a_shortage);
     tcase_add_test(tcase, files_of_others_are_left_alone);
+    tcase_add_test(tcase, a_folder_that_is_none_spoils_no_other);
     tcase_add_test(tcase, a_folder_that_is_no_store_of_ours_is_refused);
     tcase_add_test(tcase, an_end_outlives_a_restart);
     tcase_add_test(tcase, what_has_ended_gives_its_space_back);

@@ -90,6 +90,7 @@ START_TEST(an_index_of_another_time_is_not_believed)
     close_store();
     write_file(path_of("index"), old.data, old.length);
     open_store();
+    ck_assert_uint_eq(inspect_exactly().entries, 19);
     ck_assert(!get(nth_key(0), nth(0)));
     ck_assert(get(nth_key(1), (struct put){.seed = 99, .length = 300}));
     ck_assert_uint_eq(get_many(2, 20), 18);
