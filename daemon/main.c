@@ -42,9 +42,10 @@ struct daemon {
 /* The limit on all values: what is on its way, and what the memory store or the tier keeps. */
 static void apply_limits(struct daemon *daemon, const struct config *config)
 {
-    bool in_memory = daemon->service.store->ops == &store_memory;
+    const struct store_ops *ops = store_find(daemon->config->backend);
+    uint64_t kept = ops == &store_memory ? config->max_size : ops->tiered ? config->memory_size : 0;
     config_limits(config, &daemon->limits);
-    value_set_limit(config->max_inflight + (in_memory ? config->max_size : config->memory_size));
+    value_set_limit(config->max_inflight + kept);
     store_set_max_size(daemon->service.store, config->max_size);
     log_open(config->log_level);
 }

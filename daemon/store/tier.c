@@ -539,9 +539,11 @@ static enum store_status put_refused(struct store_call *call, enum store_status 
     return status;
 }
 
+/* What others share may have another end there than the value says: it is kept once it is read. */
 static enum store_status put_direct(struct tier *tier, struct store_call *call)
 {
-    call->via.value = value_ref(call->value);
+    bool keeps = tier->back->ops->absent != NULL;
+    call->via.value = keeps ? value_ref(call->value) : NULL;
     enum store_status status = forward(tier, call, put_done);
     if (status != STORE_PENDING)
         end_direct(tier, call);

@@ -15,7 +15,7 @@ class Outages(SessionTest):
     def setUp(self):
         super().setUp()
         self.server = self.redis()
-        self.served = self.daemon("redis", redis_socket=self.server.socket)
+        self.served = self.daemon("redis", memory_size="0", redis_socket=self.server.socket)
         self.ours = self.client(self.served)
         self.assertEqual(self.ours.put("before", "value"), "STORED")
 
@@ -163,7 +163,7 @@ class Starts(SessionTest):
         """The daemon starts, answers unavailable, and uses Redis once it comes."""
         folder = self.folder / "redis"
         folder.mkdir()
-        daemon = self.daemon("redis", redis_socket=folder / "redis.sock")
+        daemon = self.daemon("redis", memory_size="0", redis_socket=folder / "redis.sock")
         client = self.client(daemon)
         self.assertRegex(client.ask("GET key"), DOWN)
         server = Redis(folder)
@@ -177,7 +177,7 @@ class Starts(SessionTest):
         with socket.socket(socket.AF_UNIX) as mute:
             mute.bind(str(path))
             mute.listen(0)
-            daemon = self.daemon("redis", redis_socket=path)
+            daemon = self.daemon("redis", memory_size="0", redis_socket=path)
             client = self.client(daemon)
             for _ in range(3):
                 begin = time.monotonic()
@@ -210,7 +210,7 @@ class Starts(SessionTest):
             thread = threading.Thread(target=babble)
             thread.start()
             try:
-                daemon = self.daemon("redis", redis_socket=path)
+                daemon = self.daemon("redis", memory_size="0", redis_socket=path)
                 client = self.client(daemon)
                 for _ in range(5):
                     self.assertRegex(client.ask("GET key"), "ERROR (unavailable|timeout|internal) ")
@@ -224,7 +224,7 @@ class Starts(SessionTest):
         secret = self.folder / "password"
         secret.write_text("open sesame\n")
         secret.chmod(0o600)
-        daemon = self.daemon("redis", redis_socket=server.socket, redis_password_file=secret,
+        daemon = self.daemon("redis", memory_size="0", redis_socket=server.socket, redis_password_file=secret,
                              redis_database=3)
         client = self.client(daemon)
         self.assertEqual(client.put("key", "value"), "STORED")
@@ -232,7 +232,7 @@ class Starts(SessionTest):
         wrong = self.folder / "wrong"
         wrong.write_text("close sesame\n")
         wrong.chmod(0o600)
-        refused = self.daemon("redis", redis_socket=server.socket, redis_password_file=wrong)
+        refused = self.daemon("redis", memory_size="0", redis_socket=server.socket, redis_password_file=wrong)
         self.assertRegex(self.client(refused).ask("GET key"), "ERROR (denied|unavailable) ")
 
     def redis_with_password(self, password):
@@ -248,7 +248,7 @@ class Starts(SessionTest):
         server = self.redis()
         server.command("SET", "foreign", "1")
         server.command("SET", "liara", "1")
-        daemon = self.daemon("redis", redis_socket=server.socket)
+        daemon = self.daemon("redis", memory_size="0", redis_socket=server.socket)
         client = self.client(daemon)
         for index in range(2000):
             client.send(f"PUT key-{index} 1\nx\n")
@@ -259,7 +259,7 @@ class Starts(SessionTest):
 
     def test_the_default_expiration_is_an_hour(self):
         server = self.redis()
-        client = self.client(self.daemon("redis", redis_socket=server.socket))
+        client = self.client(self.daemon("redis", memory_size="0", redis_socket=server.socket))
         client.put("key", "value")
         client.put("own", "value", " ttl=100")
         self.assertRegex(client.ask("HEAD key"), "SIZE 5 ttl=(3600|359[0-9])$")
@@ -267,7 +267,7 @@ class Starts(SessionTest):
 
     def test_persist_follows_the_server(self):
         server = self.redis("--appendonly", "yes", "--appendfsync", "always")
-        client = self.client(self.daemon("redis", redis_socket=server.socket))
+        client = self.client(self.daemon("redis", memory_size="0", redis_socket=server.socket))
         client.put("key", "value")
         self.assertEqual(client.ask("PERSIST"), "OK")
         server.command("CONFIG", "SET", "appendfsync", "everysec")
