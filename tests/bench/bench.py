@@ -118,6 +118,35 @@ def draw(settings, facts, raw):
         print(os.path.relpath(path))
 
 
+def measured(settings, names):
+    """Runs the cases, and stops and removes all they started; also whether all of them ran."""
+    folder = tempfile.mkdtemp(prefix="liara-bench-")
+    bench = measure.Bench(settings, folder)
+    complete = False
+    try:
+        run(bench, names)
+        complete = True
+    except KeyboardInterrupt:
+        print(" interrupted: what follows is what there is", file=sys.stderr)
+    finally:
+        bench.stop_all()
+        shutil.rmtree(folder, ignore_errors=True)
+    return bench, complete
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def show(settings, facts, bench):
+    print(report.table(bench.rows))
+    if bench.calls:
+        print("\n" + report.calls_table(bench.calls))
+    print(f"\n{report.verdicts(bench.rows)}. " + "; ".join(f"{k} {v}" for k, v in facts.items()))
+    report.write_json(settings.json, facts, bench.rows, bench.calls, bench.raw)
+    draw(settings, facts, bench.raw)
+
+
 def main():
     settings = arguments()
     if settings.list:
@@ -131,27 +160,16 @@ def main():
         return 2
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
+    signal.signal(signal.SIGTERM, interrupted)
     os.setpriority(os.PRIO_PROCESS, 0, settings.nice)
     facts = facts_of(settings)
     started = time.monotonic()
-    folder = tempfile.mkdtemp(prefix="liara-bench-")
-    bench = measure.Bench(settings, folder)
-    try:
-        run(bench, names)
-    finally:
-        bench.stop_all()
-        shutil.rmtree(folder, ignore_errors=True)
+    bench, complete = measured(settings, names)
     facts["took seconds"] = round(time.monotonic() - started)
     facts["load generator's share, at most"] = busiest(bench.rows)
     facts["used by others"] = round(statistics.median(bench.foreign), 3) if bench.foreign else None
-    print(report.table(bench.rows))
-    if bench.calls:
-        print("\n" + report.calls_table(bench.calls))
-    print(f"\n{report.verdicts(bench.rows)}. " + "; ".join(f"{k} {v}" for k, v in facts.items()))
-    report.write_json(settings.json, facts, bench.rows, bench.calls, bench.raw)
-    draw(settings, facts, bench.raw)
-    return 0
+    show(settings, facts, bench)
+    return 0 if complete else 1
 
 
 if __name__ == "__main__":

@@ -88,6 +88,18 @@ static uint64_t liara_get(struct client *client, const char *key)
     return length;
 }
 
+/* The library's own way to read a large value where it lies. */
+static uint64_t map_get(struct client *client, const char *key)
+{
+    struct liara_cache_mapping mapping;
+    enum liara_cache_status status = liara_cache_map(client->handle, key, PEER_KEY, &mapping);
+    if (status != LIARA_CACHE_OK)
+        errx(1, "liara: %s %s", liara_cache_status_name(status), liara_cache_error(client->handle));
+    uint64_t length = consume(client, mapping.bytes, mapping.length);
+    liara_cache_unmap(&mapping);
+    return length;
+}
+
 static void hiredis_open(struct client *client, const char *socket)
 {
     redisContext *context = redisConnectUnix(socket);
@@ -247,6 +259,7 @@ static uint64_t read_get(struct client *client, const char *key)
 
 static const struct way ways[] = {
     {"liara", liara_open, liara_get, NULL},
+    {"liara-map", liara_open, map_get, NULL},
     {"hiredis", hiredis_open, hiredis_get, NULL},
     {"libmemcached", libmemcached_open, libmemcached_get, NULL},
     {"liara-bytes", bytes_open, bytes_get, "liara"},
