@@ -69,7 +69,7 @@ static enum liara_cache_status attempt(struct liara_cache *cache, const struct r
     if (value)
         wire_expect(&cache->wire, request->length);
     enum liara_cache_status status = wire_reply(cache, reply);
-    if (status == LIARA_CACHE_OK && reply->kind != REPLY_VALUE)
+    if (status == LIARA_CACHE_OK && reply->kind != REPLY_VALUE && reply->kind != REPLY_FD)
         wire_finish(cache);
     cache->wire.output = NULL;
     return status;
@@ -105,16 +105,21 @@ bool ask_again(const struct liara_cache *cache, bool fresh, enum liara_cache_sta
     return status == LIARA_CACHE_UNREACHABLE && !fresh && !cache->wire.answered;
 }
 
-enum liara_cache_status ask(struct liara_cache *cache, const struct request *request,
+enum liara_cache_status ask(struct liara_cache *cache, struct request *request,
                             struct ask_value *value, struct reply *reply)
 {
     enum liara_cache_status status;
-    bool fresh;
+    bool again, fresh;
     do {
         status = ask_connect(cache, &fresh);
-        if (status == LIARA_CACHE_OK)
-            status = attempt(cache, request, value, reply);
-    } while (ask_again(cache, fresh, status));
+        if (status != LIARA_CACHE_OK)
+            return status;
+        bool by_descriptor = request->verb == VERB_GET && request->fd;
+        status = attempt(cache, request, value, reply);
+        again = ask_again(cache, fresh && !by_descriptor, status);
+        if (again && by_descriptor)
+            request->fd = false;
+    } while (again);
     if (status != LIARA_CACHE_OK)
         return status;
     handle_begin(cache);

@@ -27,15 +27,17 @@ enum liara_cache_status ask_key(struct liara_cache *cache, struct request *reque
 /*
  * Sends the request and takes the reply's line. OK: *reply is it, and is no ERROR; of REPLY_VALUE
  * the bytes are still to be taken, by wire_take() or wire_peek() to the last, wire_end_value() and
- * ask_end(). value is NULL for all but PUT.
+ * ask_end(); of REPLY_FD the descriptor, by wire_take_descriptor() and ask_end(). value is NULL for
+ * all but PUT. A GET that asks for a descriptor and loses the connection is repeated without
+ * (request->fd is false then): the daemon's kernel may have refused to pass one.
  */
-enum liara_cache_status ask(struct liara_cache *cache, const struct request *request,
+enum liara_cache_status ask(struct liara_cache *cache, struct request *request,
                             struct ask_value *value, struct reply *reply);
 
 /* Milliseconds that the reply to a PUT of so many bytes may take, 0: for ever. */
 unsigned ask_limit(const struct liara_cache *cache, uint64_t length);
 
-/* After a value's bytes. */
+/* After a value's bytes or its descriptor. */
 void ask_end(struct liara_cache *cache);
 
 /*

@@ -2,15 +2,24 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/sendfile.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { COPY_BYTES = 64 * 1024 };
+enum {
+    COPY_BYTES = 64 * 1024,
+    SEND_BYTES = 256 * 1024,
+    MAPPED_LEAST = 512 * 1024,
+    MAPPED_MOST = 4 * 1024 * 1024
+};
 
 static bool wait_for(int fd, short events)
 {
@@ -49,31 +58,134 @@ static bool write_all(int fd, const char *bytes, size_t length)
     return true;
 }
 
+struct pipe_guard {
+    sigset_t before;
+    bool pending;
+};
+
 /*
  * A write to a pipe that nobody reads raises SIGPIPE in this thread: it is held back meanwhile, and
  * the one that was raised is taken away, unless one was pending before.
  */
-bool file_write(int fd, const void *bytes, size_t length)
+static bool guard_begin(struct pipe_guard *guard)
 {
-    sigset_t pipe_signal, before, pending;
+    sigset_t pipe_signal, pending;
     sigemptyset(&pipe_signal);
     sigaddset(&pipe_signal, SIGPIPE);
     sigpending(&pending);
-    int failed = pthread_sigmask(SIG_BLOCK, &pipe_signal, &before);
-    if (failed) {
+    guard->pending = sigismember(&pending, SIGPIPE);
+    int failed = pthread_sigmask(SIG_BLOCK, &pipe_signal, &guard->before);
+    if (failed)
         errno = failed;
-        return false;
-    }
-    bool written = write_all(fd, bytes, length);
+    return !failed;
+}
+
+static void guard_end(const struct pipe_guard *guard, bool written)
+{
     int saved = errno;
-    if (!written && saved == EPIPE && !sigismember(&pending, SIGPIPE)) {
+    if (!written && saved == EPIPE && !guard->pending) {
         const struct timespec at_once = {0, 0};
+        sigset_t pipe_signal;
+        sigemptyset(&pipe_signal);
+        sigaddset(&pipe_signal, SIGPIPE);
         while (sigtimedwait(&pipe_signal, NULL, &at_once) < 0 && errno == EINTR)
             continue;
     }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_sigmask(SIG_SETMASK, &guard->before, NULL);
     errno = saved;
+}
+
+bool file_write(int fd, const void *bytes, size_t length)
+{
+    struct pipe_guard guard;
+    if (!guard_begin(&guard))
+        return false;
+    bool written = write_all(fd, bytes, length);
+    guard_end(&guard, written);
     return written;
+}
+
+/* By reference, if both files are where that can be; ext4 would but copy, and page by page. */
+static ssize_t send_range(int from, off_t *offset, size_t length, int to)
+{
+    struct statfs system;
+    errno = EOPNOTSUPP;
+    if (fstatfs(to, &system) != 0 || system.f_type == EXT4_SUPER_MAGIC)
+        return -1;
+    return copy_file_range(from, offset, to, NULL, length, 0);
+}
+
+/*
+ * One large write lets the file system take large pages. Only the kernel reads what is mapped here:
+ * where the file was cut, write() says so, and there is no SIGBUS.
+ */
+static ssize_t send_mapped(int from, off_t *offset, size_t length, int to)
+{
+    struct stat file;
+    off_t before = *offset % sysconf(_SC_PAGESIZE);
+    size_t size = (length < MAPPED_MOST ? length : MAPPED_MOST) + (size_t)before;
+    errno = EOPNOTSUPP;
+    if (length < MAPPED_LEAST || fstat(to, &file) != 0 || !S_ISREG(file.st_mode))
+        return -1;
+    char *memory = mmap(NULL, size, PROT_READ, MAP_PRIVATE | MAP_POPULATE, from, *offset - before);
+    if (memory == MAP_FAILED)
+        return -1;
+    ssize_t sent = write(to, memory + before, size - (size_t)before);
+    int saved = errno;
+    munmap(memory, size);
+    errno = saved;
+    *offset += sent > 0 ? sent : 0;
+    return sent;
+}
+
+static ssize_t send_pages(int from, off_t *offset, size_t length, int to)
+{
+    return sendfile(to, from, offset, length);
+}
+
+static bool send_by_hand(int from, off_t *offset, off_t end, int to)
+{
+    size_t size = end - *offset < SEND_BYTES ? (size_t)(end - *offset) : SEND_BYTES;
+    char *buffer = malloc(size);
+    ssize_t got = buffer ? 1 : -1;
+    while (got > 0 && *offset < end) {
+        size_t left = end - *offset < (off_t)size ? (size_t)(end - *offset) : size;
+        got = file_read(from, buffer, left, *offset);
+        if (got > 0 && !write_all(to, buffer, (size_t)got))
+            got = -1;
+        *offset += got > 0 ? got : 0;
+    }
+    int saved = errno;
+    free(buffer);
+    errno = saved;
+    return got >= 0;
+}
+
+/* Which way goes depends on what the two are and where; the last one always goes if any does. */
+static bool send_all(int from, off_t *offset, off_t end, int to)
+{
+    static ssize_t (*const ways[])(int, off_t *, size_t, int) = {send_range, send_mapped,
+                                                                 send_pages};
+    for (size_t i = 0; i < sizeof(ways) / sizeof(ways[0]); i++) {
+        ssize_t sent = 1;
+        while (*offset < end && sent > 0) {
+            sent = ways[i](from, offset, (size_t)(end - *offset), to);
+            if (sent < 0 && (errno == EINTR || (errno == EAGAIN && wait_for(to, POLLOUT))))
+                sent = 1;
+        }
+    }
+    return *offset == end || send_by_hand(from, offset, end, to);
+}
+
+int64_t file_send(int from, off_t offset, off_t end, int to)
+{
+    struct pipe_guard guard;
+    off_t at = offset;
+    if (!guard_begin(&guard))
+        return -1;
+    bool sent = send_all(from, &at, end, to);
+    guard_end(&guard, sent);
+    return sent ? at - offset : -1;
 }
 
 int file_unnamed(void)

@@ -17,11 +17,17 @@ ssize_t file_read(int fd, void *bytes, size_t size, off_t offset);
 /* Writes all of it; false with errno, EPIPE instead of a signal among them. */
 bool file_write(int fd, const void *bytes, size_t length);
 
+/*
+ * Writes the bytes from offset to end of the regular file from to the descriptor to, inside the
+ * kernel where it can. Neither reads nor moves from's position. Returns the bytes written, less
+ * than asked for only where from has ended; -1 with errno, EPIPE instead of a signal among them.
+ */
+int64_t file_send(int from, off_t offset, off_t end, int to);
+
 /* An unnamed file to read and write, in TMPDIR or /tmp or else in memory; -1 with errno. */
 int file_unnamed(void);
 
-/* Copies what is left of one descriptor to the end of another; -1 with errno, else the bytes
- * copied. */
+/* Copies what is left of one descriptor to another; -1 with errno, else the bytes copied. */
 int64_t file_copy(int from, int to);
 
 #endif

@@ -48,6 +48,18 @@ static const char *default_socket(void)
     return socket && socket[0] ? socket : NULL;
 }
 
+static unsigned default_busy_poll(void)
+{
+    const char *text = secure_getenv("LIARA_CACHE_BUSY_POLL");
+    if (!text || text[0] < '0' || text[0] > '9')
+        return LIARA_CACHE_BUSY_POLL;
+    char *end;
+    unsigned long budget = strtoul(text, &end, 10);
+    if (*end)
+        return LIARA_CACHE_BUSY_POLL;
+    return budget < LIARA_CACHE_BUSY_POLL_MAX ? (unsigned)budget : LIARA_CACHE_BUSY_POLL_MAX;
+}
+
 enum liara_cache_status liara_cache_open(struct liara_cache **out, const char *socket)
 {
     struct liara_cache *cache = calloc(1, sizeof(*cache));
@@ -55,8 +67,10 @@ enum liara_cache_status liara_cache_open(struct liara_cache **out, const char *s
     if (!cache)
         return LIARA_CACHE_LOCAL;
     wire_init(&cache->wire);
+    liara_cache_set_busy_poll(cache, default_busy_poll());
     cache->timeout = LIARA_CACHE_TIMEOUT;
     cache->long_timeout = LIARA_CACHE_LONG_TIMEOUT;
+    cache->descriptors = true;
     const char *path = socket ? socket : default_socket();
     if (path) {
         cache->socket = strdup(path);
@@ -93,6 +107,16 @@ void liara_cache_set_timeout(struct liara_cache *cache, unsigned milliseconds)
 void liara_cache_set_long_timeout(struct liara_cache *cache, unsigned milliseconds)
 {
     cache->long_timeout = milliseconds;
+}
+
+void liara_cache_set_busy_poll(struct liara_cache *cache, unsigned microseconds)
+{
+    busy_init(&cache->wire.busy, microseconds);
+}
+
+void liara_cache_set_descriptors(struct liara_cache *cache, bool wanted)
+{
+    cache->descriptors = wanted;
 }
 
 void liara_cache_set_progress(struct liara_cache *cache, liara_cache_progress *progress, void *arg)

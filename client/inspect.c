@@ -63,7 +63,7 @@ enum liara_cache_status liara_cache_inspect(struct liara_cache *cache,
         return status;
     if (reply.kind != REPLY_VALUE)
         return ask_unexpected(cache);
-    status = receive_value(cache, &reply, &value);
+    status = receive_value(cache, &reply, NULL, &value);
     if (status != LIARA_CACHE_OK)
         return status;
     ask_end(cache);

@@ -43,6 +43,8 @@ enum {
     LIARA_CACHE_KEY_MAX = 1024,  /* bytes of prefix and key together */
     LIARA_CACHE_TIMEOUT = 30000, /* milliseconds, unless liara_cache_set_timeout() is called */
     LIARA_CACHE_LONG_TIMEOUT = 600000, /* the same for liara_cache_set_long_timeout() */
+    LIARA_CACHE_BUSY_POLL = 50,        /* microseconds, for liara_cache_set_busy_poll() */
+    LIARA_CACHE_BUSY_POLL_MAX = 1000   /* more than that is taken as that */
 };
 
 /* What became of a call. Everything from LIARA_CACHE_USAGE on is an error and has a text. */
@@ -79,6 +81,22 @@ struct liara_cache_value {
     uint64_t length; /* of the value, in bytes */
     uint32_t flags;  /* the number that was put with it */
     uint32_t ttl;    /* seconds it will live, 0: no limit */
+};
+
+/* A value to be read where it lies; all zero is none. */
+struct liara_cache_mapping {
+    const void *bytes;
+    uint64_t length;
+    uint32_t flags, ttl; /* as above */
+    void *base;          /* this and size are the library's own */
+    size_t size;
+};
+
+/* A value as an open file. */
+struct liara_cache_file {
+    int fd; /* the value is its bytes from offset on, length of them; -1: none */
+    uint64_t offset, length;
+    uint32_t flags, ttl; /* as above */
 };
 
 /* How to put a value; all zero is what most want. */
@@ -150,6 +168,21 @@ LIARA_CACHE_API void liara_cache_set_timeout(struct liara_cache *cache, unsigned
 /* The same for what may take long: a get with a lease, while another computes; persist; clear. */
 LIARA_CACHE_API void liara_cache_set_long_timeout(struct liara_cache *cache, unsigned milliseconds);
 
+/*
+ * How long a call looks for its reply again and again before it sleeps, in microseconds; 0: never.
+ * LIARA_CACHE_BUSY_POLL, or what the environment's variable of that name says. On an idle machine
+ * most of a small request's time is two processors waking up, which this saves. It is done only
+ * while it lately has been worth it, lets others have the processor meanwhile, and is given up for
+ * some time where they want it.
+ */
+LIARA_CACHE_API void liara_cache_set_busy_poll(struct liara_cache *cache, unsigned microseconds);
+
+/*
+ * Whether large values may come as descriptors of the daemon's files, from which they are read or
+ * copied; true at first. Otherwise their bytes come through the socket.
+ */
+LIARA_CACHE_API void liara_cache_set_descriptors(struct liara_cache *cache, bool wanted);
+
 /* Has progress(arg, …) called during long calls; NULL: no more. */
 LIARA_CACHE_API void liara_cache_set_progress(struct liara_cache *cache,
                                               liara_cache_progress *progress, void *arg);
@@ -206,14 +239,38 @@ LIARA_CACHE_API enum liara_cache_status liara_cache_get_into(struct liara_cache 
                                                              struct liara_cache_value *value);
 
 /*
- * OK: the value was written to the descriptor fd, a piece at a time; value->bytes is NULL. MISS;
+ * OK: the value was written to the descriptor fd, from its position on; value->bytes is NULL. MISS;
  * with lease (seconds; 0: without) also LEASE, as above. LOCAL: fd can't be written. After an error
- * a part may have been written.
+ * a part may have been written. At no time is more than a small part in memory: a large value goes
+ * from the daemon's file to fd inside the kernel, where file systems can by reference.
  */
 LIARA_CACHE_API enum liara_cache_status liara_cache_get_fd(struct liara_cache *cache,
                                                            const void *key, size_t key_length,
                                                            int fd, uint32_t lease,
                                                            struct liara_cache_value *value);
+
+/*
+ * OK: mapping->bytes shows the value, for reading alone. Of a large one no copy is made where
+ * the daemon has it in a file in memory that can't change. It stays, and stays the same, until
+ * liara_cache_unmap(), whatever happens to the entry, the connection, the handle or the daemon.
+ * bytes is never NULL then; no NUL is behind it. MISS. Otherwise *mapping is all zero.
+ */
+LIARA_CACHE_API enum liara_cache_status liara_cache_map(struct liara_cache *cache, const void *key,
+                                                        size_t key_length,
+                                                        struct liara_cache_mapping *mapping);
+
+/* Ends what liara_cache_map() began; *mapping is all zero then, and may be before. Any thread. */
+LIARA_CACHE_API void liara_cache_unmap(struct liara_cache_mapping *mapping);
+
+/*
+ * OK: file->fd is open for reading, and the caller's to close(); the value is in it, as above
+ * whatever happens to the entry. Others may hold the same open file, and it has one position for
+ * all: read by pread(), or sendfile() and copy_file_range() with an offset. A file on a disk can't
+ * be mapped safely: who writes there could cut it. MISS. Otherwise file->fd is -1.
+ */
+LIARA_CACHE_API enum liara_cache_status liara_cache_open_value(struct liara_cache *cache,
+                                                               const void *key, size_t key_length,
+                                                               struct liara_cache_file *file);
 
 /* OK: stored. EXISTS, unless options (NULL: none) say to overwrite. */
 LIARA_CACHE_API enum liara_cache_status

@@ -150,7 +150,7 @@ static enum liara_cache_status answer_get(struct liara_cache *cache, const struc
         return LIARA_CACHE_MISS;
     if (reply->kind != REPLY_VALUE)
         return ask_unexpected(cache);
-    return receive_value(cache, reply, &get_item(batch, index)->value);
+    return receive_value(cache, reply, NULL, &get_item(batch, index)->value);
 }
 
 static enum liara_cache_status *status_get(const struct batch *batch, size_t index)

@@ -50,7 +50,7 @@ static enum liara_cache_status begin(struct liara_cache *cache, const void *key,
     return ask_key(cache, request, key, key_length);
 }
 
-static enum liara_cache_status put(struct liara_cache *cache, const struct request *request,
+static enum liara_cache_status put(struct liara_cache *cache, struct request *request,
                                    struct ask_value *value)
 {
     struct reply reply;

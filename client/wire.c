@@ -28,6 +28,7 @@ void wire_init(struct wire *wire)
     memset(wire, 0, offsetof(struct wire, in));
     wire->fd = -1;
     wire->passed = -1;
+    busy_init(&wire->busy, 0);
 }
 
 static void close_passed(struct wire *wire)
@@ -35,6 +36,14 @@ static void close_passed(struct wire *wire)
     if (wire->passed >= 0)
         close(wire->passed);
     wire->passed = -1;
+    wire->unpassed = false;
+}
+
+int wire_take_descriptor(struct wire *wire)
+{
+    int fd = wire->passed;
+    wire->passed = -1;
+    return fd;
 }
 
 void wire_attach(struct wire *wire, int fd, unsigned timeout)
@@ -104,6 +113,7 @@ void wire_finish(struct liara_cache *cache)
     if (output && !left && output->more)
         left = output->more(cache, output) != LIARA_CACHE_OK || output->count > 0;
     wire->output = NULL;
+    close_passed(wire);
     if (left || wire->start < wire->end)
         wire_drop(wire);
 }
@@ -126,6 +136,13 @@ static void count_moved(struct liara_cache *cache, size_t bytes)
     wire->moved += bytes;
     if (wire->moved >= DEADLINE_BYTES)
         set_deadline(wire);
+    if (cache->progress)
+        tell_progress(cache);
+}
+
+void wire_passed(struct liara_cache *cache, size_t bytes)
+{
+    cache->wire.done += bytes;
     if (cache->progress)
         tell_progress(cache);
 }
@@ -232,15 +249,12 @@ static int time_left(const struct liara_cache *cache)
 }
 
 /*
- * The one place that waits. Receives bytes that are there or come; -1 with EAGAIN or EINTR where
- * none came yet, but something else may be done now: there is room to send, it is time to tell
- * progress, or the time is up. A request that was sent whole at once needs no poll(): its first
- * wait is a receive that the socket's own time-out ends.
+ * A request that was sent whole at once needs no poll(): its first wait is a receive that the
+ * socket's own time-out ends.
  */
-static ssize_t await(struct liara_cache *cache, struct msghdr *message)
+static ssize_t block(struct liara_cache *cache, struct msghdr *message, bool sending)
 {
     struct wire *wire = &cache->wire;
-    bool sending = unsent(wire) && !wire->cut;
     if (!sending && !wire->waited && !cache->progress && wire->limit == wire->receive_timeout) {
         wire->waited = true;
         return recvmsg(wire->fd, message, MSG_CMSG_CLOEXEC);
@@ -252,6 +266,26 @@ static ssize_t await(struct liara_cache *cache, struct msghdr *message)
     poll(&ready, 1, time_left(cache));
     errno = EAGAIN;
     return -1;
+}
+
+/*
+ * The one place that waits. Receives bytes that are there or come; -1 with EAGAIN or EINTR where
+ * none came yet, but something else may be done now: there is room to send, it is time to tell
+ * progress, or the time is up.
+ */
+static ssize_t await(struct liara_cache *cache, struct msghdr *message)
+{
+    struct wire *wire = &cache->wire;
+    if (unsent(wire) && !wire->cut)
+        return block(cache, message, true);
+    ssize_t received = busy_receive(&wire->busy, wire->fd, message);
+    if (received >= 0 || errno != EAGAIN)
+        return received;
+    received = block(cache, message, false);
+    int saved = errno;
+    busy_judge(&wire->busy);
+    errno = saved;
+    return received;
 }
 
 /* Keeps the first descriptor that came, closes all others: nobody else would. */
@@ -271,6 +305,8 @@ static void keep_passed(struct wire *wire, struct msghdr *message)
                 close(fd);
         }
     }
+    if ((message->msg_flags & MSG_CTRUNC) && wire->passed < 0)
+        wire->unpassed = true;
 }
 
 /* Receives at least one byte into parts, sending meanwhile what is to be sent. */

@@ -9,6 +9,7 @@
 #define LIARA_CLIENT_WIRE_H
 
 #include "../proto/message.h"
+#include "busy.h"
 #include "liara_cache.h"
 
 #include <sys/uio.h>
@@ -37,6 +38,7 @@ struct wire_output {
 struct wire {
     int fd;                   /* -1: not connected */
     int passed;               /* a descriptor that came with the bytes, -1: none */
+    bool unpassed;            /* one came, but this process may have no more */
     bool answered;            /* a byte of a reply has come since wire_begin() */
     bool waited;              /* the one blocking receive of this request is over */
     bool cut;                 /* the daemon takes no more */
@@ -46,12 +48,13 @@ struct wire {
     int64_t ticked;       /* when progress was last told */
     uint64_t moved;       /* bytes since the deadline was last set */
     uint64_t done, total; /* for progress */
+    struct busy busy;
     struct wire_output *output;
     size_t start, end; /* received and not yet taken: in[start..end) */
     char in[WIRE_BUFFER];
 };
 
-/* Puts wire into the state of no connection. */
+/* Puts wire into the state of no connection, without polling. */
 void wire_init(struct wire *wire);
 
 /* Takes over a connected socket; timeout as below. */
@@ -83,11 +86,20 @@ enum liara_cache_status wire_peek(struct liara_cache *cache, uint64_t limit, con
 /* Takes the LF behind a value. */
 enum liara_cache_status wire_end_value(struct liara_cache *cache);
 
-/* A request's replies have been taken: where output is left unsent, the connection is closed. */
+/* The descriptor that came with the reply, now the caller's to close; -1: there was none. */
+int wire_take_descriptor(struct wire *wire);
+
+/*
+ * A request's replies have been taken: where output is left unsent, the connection is closed. So is
+ * a descriptor that nobody took.
+ */
 void wire_finish(struct liara_cache *cache);
 
 /* total bytes of a value are on their way; for progress. */
 void wire_expect(struct wire *wire, uint64_t total);
+
+/* bytes of the value have passed otherwise than through the socket; for progress. */
+void wire_passed(struct liara_cache *cache, size_t bytes);
 
 /* Monotonic milliseconds. */
 int64_t wire_now(void);

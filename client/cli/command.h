@@ -24,7 +24,7 @@ struct arguments {
     const char *output; /* get: NULL for standard output */
     uint32_t timeout;   /* seconds, 0: the library's */
     uint32_t ttl, flags, lease;
-    bool overwrite, json, verbose, help, version;
+    bool overwrite, json, verbose, no_descriptor, help, version;
     int count;    /* of words */
     char **words; /* behind the command's name: a key and so on */
     char **run;   /* memo: what is behind "--", NULL-terminated; NULL: there was none */

@@ -22,6 +22,7 @@ int command_get(struct cli *cli)
 {
     const char *key = cli->arguments.words[0];
     struct liara_cache_value value;
+    liara_cache_set_descriptors(cli->cache, !cli->arguments.no_descriptor);
     if (cli->arguments.output && strcmp(cli->arguments.output, "-") != 0)
         return get_to_file(cli, key, cli->arguments.output);
     if (isatty(STDOUT_FILENO))

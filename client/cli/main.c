@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 const struct command commands[] = {
-    {"get", "KEY [-o FILE]", "the value, to standard output", 1, 1, "O", false, command_get},
+    {"get", "KEY [-o FILE]", "the value, to standard output", 1, 1, "OD", false, command_get},
     {"put", "KEY [FILE|-] [--overwrite]", "stores FILE or standard input", 1, 2, "TFW", false,
      command_put},
     {"head", "KEY", "the value's size, flags and time to live", 1, 1, "", false, command_head},

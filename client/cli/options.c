@@ -28,6 +28,8 @@ static const struct rule rules[] = {
     {'v', false, KIND_SWITCH, IN(version), 0, "version", NULL, "the version"},
     {'O', false, KIND_TEXT, IN(output), 0, "output", "FILE",
      "get: write FILE, whole or not at all"},
+    {'D', false, KIND_SWITCH, IN(no_descriptor), 0, "no-descriptor", NULL,
+     "get: large values through the socket too"},
     {'T', false, KIND_NUMBER, IN(ttl), 0, "ttl", "SECONDS", "put, memo: the value's time to live"},
     {'F', false, KIND_NUMBER, IN(flags), 0, "flags", "N", "put: a number kept with the value"},
     {'W', false, KIND_SWITCH, IN(overwrite), 0, "overwrite", NULL, "put: replace what is there"},
@@ -205,7 +207,7 @@ static void help_option(FILE *out, const struct rule *rule)
 
 void options_help(FILE *out)
 {
-    fputs("liara-cache-cli [OPTION]... COMMAND [OPTION]... - asks liared-cached, the cache of this "
+    fputs("liara-cache-cli [OPTION]... COMMAND [OPTION]... - asks liara-cached, the cache of this "
           "machine\n\n",
           out);
     for (const struct command *command = commands; command->name; command++) {

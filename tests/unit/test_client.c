@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -263,11 +264,11 @@ static void check_file(int fd, const void *bytes, size_t length)
 static void hit_and_miss(struct fake *f)
 {
     accept_client(f);
-    hear(f, "GET a%20key\n");
+    hear(f, "GET a%20key fd\n");
     say(f, "VALUE 5 flags=7 ttl=60\nhello\n");
-    hear(f, "GET other\n");
+    hear(f, "GET other fd\n");
     say(f, "MISS\n");
-    hear(f, "GET empty\n");
+    hear(f, "GET empty fd\n");
     say(f, "VALUE 0\n\n");
 }
 
@@ -295,7 +296,7 @@ END_TEST
 static void drop_by_drop(struct fake *f)
 {
     accept_client(f);
-    hear(f, "GET k\n");
+    hear(f, "GET k fd\n");
     drip(f, "VALUE 9 flags=1\nnine\nbyte\n");
     hear(f, "PING\n");
     drip(f, "OK\r\n");
@@ -318,10 +319,10 @@ static const char cut_reply[] = "VALUE 5 flags=7\nhello\n";
 static void cut_then_whole(struct fake *f)
 {
     accept_client(f);
-    hear(f, "GET k\n");
+    hear(f, "GET k fd\n");
     say_bytes(f, cut_reply, (size_t)f->parameter);
     accept_client(f);
-    hear(f, "GET k\n");
+    hear(f, "GET k fd\n");
     say(f, cut_reply);
 }
 
@@ -345,14 +346,14 @@ static void answer_late(struct fake *f)
     const struct timespec late = {0, 2 * SHORT * 1000000L};
     accept_client(f);
     int first = f->client;
-    hear(f, "GET k\n");
+    hear(f, "GET k fd\n");
     if (f->parameter)
         say(f, "VALUE 4\nla");
     nanosleep(&late, NULL);
     send(first, "VALUE 4\nlate\n", 13, MSG_NOSIGNAL);
     f->client = -1;
     accept_client(f);
-    hear(f, "GET k\n");
+    hear(f, "GET k fd\n");
     say(f, "VALUE 4\ngood\n");
     close(first);
 }
@@ -433,7 +434,7 @@ static const char *const nonsense[] = {
 static void talk_nonsense(struct fake *f)
 {
     accept_client(f);
-    hear(f, "GET k\n");
+    hear(f, "GET k fd\n");
     say(f, nonsense[f->parameter]);
     hear_end(f);
     accept_client(f);
@@ -476,7 +477,7 @@ static void answer_more_than_asked(struct fake *f)
     hear(f, "PING\n");
     say(f, "OK\nVALUE 3\nbad\n");
     accept_client(f);
-    hear(f, "GET k\n");
+    hear(f, "GET k fd\n");
     say(f, "MISS\n");
 }
 
@@ -837,7 +838,7 @@ static void send_large(struct fake *f)
 {
     char *value = large_value();
     accept_client(f);
-    hear(f, "GET k\n");
+    hear(f, "GET k fd\n");
     say(f, "VALUE 1048576 flags=5\n");
     say_bytes(f, value, LARGE);
     say(f, "\n");
@@ -882,7 +883,7 @@ END_TEST
 static void send_in_vain(struct fake *f)
 {
     accept_client(f);
-    hear(f, "GET k\n");
+    hear(f, "GET k fd\n");
     say(f, "VALUE 5\nhello\n");
     hear_end(f);
 }
@@ -909,7 +910,7 @@ static void send_three(struct fake *f)
 {
     accept_client(f);
     for (int i = 0; i < 3; i++) {
-        hear(f, "GET k\n");
+        hear(f, "GET k fd\n");
         say(f, "VALUE 5\nhello\n");
     }
 }
@@ -934,14 +935,14 @@ static void lend(struct fake *f)
 {
     const struct timespec computing = {0, 3 * SHORT * 1000000L};
     accept_client(f);
-    hear(f, "GET k lease=10\n");
+    hear(f, "GET k lease=10 fd\n");
     say(f, "MISS lease\n");
-    hear(f, "GET k lease=10\n");
+    hear(f, "GET k lease=10 fd\n");
     nanosleep(&computing, NULL);
     say(f, "VALUE 3\nabc\n");
-    hear(f, "GET k lease=10\n");
+    hear(f, "GET k lease=10 fd\n");
     say(f, "MISS\n");
-    hear(f, "GET k lease=10\n");
+    hear(f, "GET k lease=10 fd\n");
     hear_end(f);
 }
 
@@ -1223,7 +1224,7 @@ static void slow_value(struct fake *f)
 {
     const struct timespec pause = {0, 300000000};
     accept_client(f);
-    hear(f, "GET k\n");
+    hear(f, "GET k fd\n");
     say(f, "VALUE 1000\n");
     for (int i = 0; i < 4; i++) {
         char quarter[250] = "";
@@ -1264,7 +1265,7 @@ static void serve_hundred(struct fake *f)
 {
     accept_client(f);
     for (int i = 0; i < 100; i++) {
-        hear(f, "GET k\n");
+        hear(f, "GET k fd\n");
         say(f, "VALUE 5\nhello\n");
     }
 }
@@ -1305,6 +1306,704 @@ START_TEST(threads_each_use_a_handle)
         unlink(daemons[i].path);
         rmdir(daemons[i].folder);
     }
+}
+END_TEST
+
+/* Bytes that bring descriptors, as many as are not -1. */
+static void say_with(struct fake *f, const char *text, int first, int second)
+{
+    union {
+        struct cmsghdr header;
+        char bytes[CMSG_SPACE(2 * sizeof(int))];
+    } control = {.bytes = ""};
+    const int descriptors[] = {first, second};
+    size_t size = second < 0 ? sizeof(int) : 2 * sizeof(int);
+    struct iovec part = {(void *)(uintptr_t)text, strlen(text)};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+    if (first >= 0) {
+        message.msg_control = control.bytes;
+        message.msg_controllen = CMSG_SPACE(size);
+        control.header.cmsg_level = SOL_SOCKET;
+        control.header.cmsg_type = SCM_RIGHTS;
+        control.header.cmsg_len = CMSG_LEN(size);
+        memcpy(CMSG_DATA(&control.header), descriptors, size);
+    }
+    if (sendmsg(f->client, &message, MSG_NOSIGNAL) != (ssize_t)part.iov_len)
+        fault(f, "can't send a descriptor: %s", strerror(errno));
+}
+
+/* What a value may lie in: a sealed file in memory, one that anybody may change, one on a disk. */
+enum lying { SEALED, UNSEALED, ON_DISK, LYINGS };
+enum { AHEAD = 5000 /* bytes before the value, no multiple of a page */, VALUE_FLAGS = 7 };
+
+static int value_file(enum lying lying, const char *value, size_t length)
+{
+    int fd = memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (lying == ON_DISK) {
+        close(fd);
+        fd = open(fake.folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    }
+    ck_assert_int_ge(fd, 0);
+    ck_assert_int_eq(ftruncate(fd, AHEAD), 0);
+    ck_assert_int_eq(pwrite(fd, value, length, AHEAD), (ssize_t)length);
+    if (lying == SEALED)
+        ck_assert_int_eq(fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW), 0);
+    return fd;
+}
+
+/* The file that a script passes; the value begins at AHEAD and goes up to its end. */
+static int passed_file = -1;
+static size_t passed_length;
+
+static void pass_file(struct fake *f)
+{
+    char line[128];
+    hear(f, "GET k fd\n");
+    snprintf(line, sizeof(line), "FD %zu offset=%d flags=%d ttl=60\n", passed_length, AHEAD,
+             VALUE_FLAGS);
+    say_with(f, line, passed_file, -1);
+}
+
+static void pass_then_pong(struct fake *f)
+{
+    accept_client(f);
+    pass_file(f);
+    hear(f, "PING\n");
+    say(f, "OK\n");
+}
+
+static int read_sink(int fd, const char *expected)
+{
+    check_file(fd, expected, passed_length);
+    return close(fd);
+}
+
+static enum liara_cache_status take_by_get(const char *expected)
+{
+    struct liara_cache_value value;
+    enum liara_cache_status status = liara_cache_get(cache, "k", 1, &value);
+    ck_assert((status == LIARA_CACHE_OK) == (value.bytes != NULL));
+    if (status != LIARA_CACHE_OK)
+        return status;
+    ck_assert_uint_eq(value.length, passed_length);
+    ck_assert_uint_eq(value.flags, VALUE_FLAGS);
+    ck_assert_uint_eq(value.ttl, 60);
+    ck_assert_mem_eq(value.bytes, expected, passed_length);
+    ck_assert_int_eq(((char *)value.bytes)[passed_length], '\0');
+    liara_cache_free(value.bytes);
+    return status;
+}
+
+static enum liara_cache_status take_by_get_into(const char *expected)
+{
+    struct liara_cache_value value;
+    char *buffer = malloc(passed_length);
+    enum liara_cache_status status =
+        liara_cache_get_into(cache, "k", 1, buffer, passed_length, &value);
+    if (status == LIARA_CACHE_OK) {
+        ck_assert_ptr_eq(value.bytes, buffer);
+        ck_assert_uint_eq(value.flags, VALUE_FLAGS);
+        ck_assert_mem_eq(buffer, expected, passed_length);
+    }
+    free(buffer);
+    return status;
+}
+
+static enum liara_cache_status take_by_get_fd(const char *expected)
+{
+    struct liara_cache_value value;
+    int fd = open(fake.folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    ck_assert_int_eq(write(fd, "before", 6), 6);
+    enum liara_cache_status status = liara_cache_get_fd(cache, "k", 1, fd, 0, &value);
+    ck_assert_ptr_null(value.bytes);
+    if (status == LIARA_CACHE_OK) {
+        char *found = malloc(passed_length + 1);
+        ck_assert_uint_eq(value.ttl, 60);
+        ck_assert_int_eq(pread(fd, found, passed_length + 1, 6), (ssize_t)passed_length);
+        ck_assert_mem_eq(found, expected, passed_length);
+        free(found);
+    }
+    close(fd);
+    return status;
+}
+
+/* Whatever becomes of the file and the connection, what is mapped stays. */
+static enum liara_cache_status take_by_map(const char *expected)
+{
+    struct liara_cache_mapping mapping;
+    enum liara_cache_status status = liara_cache_map(cache, "k", 1, &mapping);
+    if (status == LIARA_CACHE_OK) {
+        bool cut = ftruncate(passed_file, 0) == 0;
+        ck_assert_uint_eq(mapping.length, passed_length);
+        ck_assert_uint_eq(mapping.flags, VALUE_FLAGS);
+        ck_assert_uint_eq(mapping.ttl, 60);
+        ck_assert_mem_eq(mapping.bytes, expected, passed_length);
+        if (cut)
+            ck_assert_int_eq(ftruncate(passed_file, (off_t)(AHEAD + passed_length)), 0);
+    }
+    liara_cache_unmap(&mapping);
+    ck_assert_ptr_null(mapping.bytes);
+    liara_cache_unmap(&mapping);
+    return status;
+}
+
+static enum liara_cache_status take_by_open_value(const char *expected)
+{
+    struct liara_cache_file file;
+    enum liara_cache_status status = liara_cache_open_value(cache, "k", 1, &file);
+    ck_assert((status == LIARA_CACHE_OK) == (file.fd >= 0));
+    if (status != LIARA_CACHE_OK)
+        return status;
+    char *found = malloc(passed_length);
+    ck_assert_uint_eq(file.length, passed_length);
+    ck_assert_uint_eq(file.flags, VALUE_FLAGS);
+    ck_assert_int_eq(fcntl(file.fd, F_GETFD), FD_CLOEXEC);
+    ck_assert_int_eq(pread(file.fd, found, passed_length, (off_t)file.offset),
+                     (ssize_t)passed_length);
+    ck_assert_mem_eq(found, expected, passed_length);
+    free(found);
+    close(file.fd);
+    return status;
+}
+
+static enum liara_cache_status (*const takes[])(const char *expected) = {
+    take_by_get, take_by_get_into, take_by_get_fd, take_by_map, take_by_open_value};
+enum { TAKES = sizeof(takes) / sizeof(takes[0]), SIZES = 4 };
+
+/* Values of these lengths are mapped or copied, with large pages and small, in one piece or more.
+ */
+static const size_t lengths[SIZES] = {0, 100, LARGE, 20 * LARGE + 1};
+
+/* The loop's index counts through ways to take, ways to lie, and lengths. */
+START_TEST(descriptor_brings_the_value)
+{
+    size_t length = lengths[_i / (TAKES * LYINGS)];
+    char *value = calloc(1, length + 1), *large = large_value();
+    ck_assert_ptr_nonnull(value);
+    memcpy(value, large, length < LARGE ? length : LARGE);
+    memcpy(value + length - (length < LARGE ? length : LARGE), large,
+           length < LARGE ? length : LARGE);
+    unsigned before = count_descriptors();
+    passed_length = length;
+    passed_file = value_file((enum lying)(_i / TAKES % LYINGS), value, length);
+    play(pass_then_pong);
+    ck_status(takes[_i % TAKES](value), LIARA_CACHE_OK);
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_OK);
+    end_play();
+    close(passed_file);
+    liara_cache_close(cache);
+    cache = NULL;
+    ck_assert_uint_eq(count_descriptors(), before);
+    free(value);
+    free(large);
+}
+END_TEST
+
+static void send_value(struct fake *f)
+{
+    accept_client(f);
+    hear(f, "GET k fd\n");
+    say(f, "VALUE 5 flags=7 ttl=60\nhello\n");
+    hear(f, "PING\n");
+    say(f, "OK\n");
+}
+
+/* The same without a descriptor, which the daemon need not send. */
+START_TEST(value_is_taken_in_the_same_ways)
+{
+    passed_length = 5;
+    play(send_value);
+    ck_status(takes[_i]("hello"), LIARA_CACHE_OK);
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_OK);
+    end_play();
+}
+END_TEST
+
+START_TEST(small_value_is_opened_as_a_file_nobody_can_change)
+{
+    struct liara_cache_file file;
+    play(send_value);
+    ck_status(liara_cache_open_value(cache, "k", 1, &file), LIARA_CACHE_OK);
+    ck_assert_int_lt(pwrite(file.fd, "x", 1, 0), 0);
+    ck_assert_int_lt(ftruncate(file.fd, 0), 0);
+    close(file.fd);
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_OK);
+    end_play();
+}
+END_TEST
+
+static const char *const false_lines[] = {
+    "FD 101 offset=5000 flags=7\n",
+    "FD 1 offset=5101\n",
+    "FD 5101 offset=0\n",
+    "FD 10 offset=18446744073709551610\n",
+    "FD 18446744073709551615 offset=5000\n",
+    "FD 9223372036854775807 offset=9223372036854775807\n",
+    "MISS lease\nFD 100 offset=5000\n",
+};
+enum { FALSE_LINES = sizeof(false_lines) / sizeof(false_lines[0]) };
+
+static void pass_falsely(struct fake *f)
+{
+    accept_client(f);
+    hear(f, "GET k fd\n");
+    say_with(f, false_lines[f->parameter], passed_file, -1);
+    hear_end(f);
+    accept_client(f);
+    hear(f, "PING\n");
+    say(f, "OK\n");
+}
+
+/* The loop's index counts through ways to take and lines; the file has 100 bytes behind AHEAD. */
+START_TEST(descriptor_that_does_not_have_the_value_is_refused)
+{
+    char value[100] = "";
+    enum liara_cache_status expected = LIARA_CACHE_PROTOCOL;
+    if (_i / TAKES == FALSE_LINES - 1)
+        expected = LIARA_CACHE_LEASE;
+    passed_length = sizeof(value);
+    passed_file = value_file(SEALED, value, sizeof(value));
+    unsigned before = count_descriptors();
+    play_with(pass_falsely, _i / (int)TAKES);
+    ck_status(takes[_i % TAKES](value), expected);
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_OK);
+    end_play();
+    liara_cache_close(cache);
+    cache = NULL;
+    ck_assert_uint_eq(count_descriptors(), before);
+    close(passed_file);
+}
+END_TEST
+
+static int no_file(void)
+{
+    return -1;
+}
+
+static int a_pipe(void)
+{
+    int ends[2];
+    ck_assert_int_eq(pipe2(ends, O_CLOEXEC), 0);
+    close(ends[1]);
+    return ends[0];
+}
+
+static int a_folder(void)
+{
+    return open("/", O_RDONLY | O_CLOEXEC);
+}
+
+static int (*const other_things[])(void) = {no_file, a_pipe, a_folder};
+enum { OTHER_THINGS = sizeof(other_things) / sizeof(other_things[0]) };
+
+static void pass_other_thing(struct fake *f)
+{
+    accept_client(f);
+    hear(f, "GET k fd\n");
+    say_with(f, "FD 100 offset=0\n", passed_file, -1);
+    hear_end(f);
+}
+
+START_TEST(descriptor_that_is_missing_or_no_file_is_refused)
+{
+    passed_length = 100;
+    passed_file = other_things[_i / TAKES]();
+    play(pass_other_thing);
+    ck_status(takes[_i % TAKES](""), LIARA_CACHE_PROTOCOL);
+    ck_assert_str_ne(liara_cache_error(cache), "");
+    end_play();
+    close(passed_file);
+}
+END_TEST
+
+/* A file of sysfs says that it has a page, and has a line: like one that is cut while it is read.
+ */
+static void pass_short(struct fake *f)
+{
+    accept_client(f);
+    hear(f, "GET k fd\n");
+    say_with(f, "FD 4000 offset=0\n", passed_file, -1);
+}
+
+START_TEST(file_that_is_cut_while_it_is_read_is_told)
+{
+    struct liara_cache_value value;
+    struct liara_cache_mapping mapping;
+    char buffer[4000];
+    passed_file = open("/sys/devices/system/cpu/online", O_RDONLY | O_CLOEXEC);
+    ck_assert_int_ge(passed_file, 0);
+    int sink = file_of("", 0);
+    play(pass_short);
+    switch (_i) {
+    case 0:
+        ck_status(liara_cache_get(cache, "k", 1, &value), LIARA_CACHE_PROTOCOL);
+        ck_assert_ptr_null(value.bytes);
+        break;
+    case 1:
+        ck_status(liara_cache_get_into(cache, "k", 1, buffer, sizeof(buffer), &value),
+                  LIARA_CACHE_PROTOCOL);
+        ck_assert_ptr_null(value.bytes);
+        break;
+    case 2:
+        ck_status(liara_cache_get_fd(cache, "k", 1, sink, 0, &value), LIARA_CACHE_PROTOCOL);
+        break;
+    default:
+        ck_status(liara_cache_map(cache, "k", 1, &mapping), LIARA_CACHE_PROTOCOL);
+        ck_assert_ptr_null(mapping.bytes);
+        ck_assert_uint_eq(mapping.length, 0);
+    }
+    end_play();
+    close(sink);
+    close(passed_file);
+}
+END_TEST
+
+/* One more than was announced, and some that were not. */
+static void pass_too_many(struct fake *f)
+{
+    accept_client(f);
+    hear(f, "GET k fd\n");
+    say_with(f, "FD 5 offset=5000 flags=7 ttl=60\n", passed_file, f->listener);
+    hear(f, "GET k fd\n");
+    say_with(f, "VALUE 5 flags=7 ttl=60\nhe", passed_file, -1);
+    say_with(f, "llo\n", passed_file, f->listener);
+    hear(f, "GET k fd\n");
+    say_with(f, "MISS\n", passed_file, -1);
+    hear(f, "HEAD k\n");
+    say_with(f, "FD 5 offset=5000\n", passed_file, -1);
+}
+
+START_TEST(descriptors_that_nobody_wants_are_closed)
+{
+    struct liara_cache_value value;
+    passed_length = 5;
+    passed_file = value_file(SEALED, "hello", 5);
+    play(pass_too_many);
+    struct timespec moment = {0, 50000000};
+    nanosleep(&moment, NULL);
+    unsigned before = count_descriptors();
+    ck_status(take_by_get("hello"), LIARA_CACHE_OK);
+    ck_assert_uint_eq(count_descriptors(), before);
+    ck_status(take_by_get("hello"), LIARA_CACHE_OK);
+    ck_assert_uint_eq(count_descriptors(), before);
+    ck_status(liara_cache_get(cache, "k", 1, &value), LIARA_CACHE_MISS);
+    ck_assert_uint_eq(count_descriptors(), before);
+    ck_status(liara_cache_head(cache, "k", 1, &value), LIARA_CACHE_PROTOCOL);
+    end_play();
+    liara_cache_disconnect(cache);
+    ck_assert_uint_eq(count_descriptors(), before - 2);
+    close(passed_file);
+}
+END_TEST
+
+static void pass_and_stall(struct fake *f)
+{
+    accept_client(f);
+    hear(f, "GET k fd\n");
+    say_with(f, "FD 5 off", passed_file, -1);
+    hear_end(f);
+}
+
+START_TEST(descriptor_of_a_reply_that_stops_is_closed)
+{
+    struct liara_cache_value value;
+    unsigned before = count_descriptors();
+    passed_file = value_file(SEALED, "hello", 5);
+    play(pass_and_stall);
+    liara_cache_set_timeout(cache, SHORT);
+    ck_status(liara_cache_get(cache, "k", 1, &value), LIARA_CACHE_TIMED_OUT);
+    end_play();
+    close(passed_file);
+    ck_assert_uint_eq(count_descriptors(), before);
+}
+END_TEST
+
+static void pass_to_who_has_no_room(struct fake *f)
+{
+    accept_client(f);
+    pass_file(f);
+    hear(f, "GET k\n");
+    say(f, "VALUE 5 flags=7 ttl=60\nhello\n");
+    hear(f, "PING\n");
+    say(f, "OK\n");
+}
+
+START_TEST(process_without_a_free_descriptor_gets_the_bytes)
+{
+    struct rlimit before, none;
+    passed_length = 5;
+    passed_file = value_file(SEALED, "hello", 5);
+    play(pass_to_who_has_no_room);
+    ck_assert_int_eq(getrlimit(RLIMIT_NOFILE, &before), 0);
+    const struct timespec moment = {0, 50000000};
+    nanosleep(&moment, NULL);
+    int next = dup(0);
+    close(next);
+    none = (struct rlimit){.rlim_cur = (rlim_t)next, .rlim_max = before.rlim_max};
+    ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &none), 0);
+    enum liara_cache_status status = takes[_i]("hello");
+    ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &before), 0);
+    ck_status(status, LIARA_CACHE_OK);
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_OK);
+    end_play();
+    close(passed_file);
+}
+END_TEST
+
+static void hang_up_on_descriptors(struct fake *f)
+{
+    accept_client(f);
+    if (f->parameter) {
+        hear(f, "PING\n");
+        say(f, "OK\n");
+    }
+    hear(f, "GET k fd\n");
+    accept_client(f);
+    hear(f, "GET k\n");
+    say(f, "VALUE 5 flags=7 ttl=60\nhello\n");
+    hear(f, "GET k fd\n");
+    accept_client(f);
+    hear(f, "GET k\n");
+}
+
+/* The loop's index says whether the connection has been used before; both are repeated once. */
+START_TEST(connection_lost_for_a_descriptor_is_repeated_without)
+{
+    struct liara_cache_value value;
+    passed_length = 5;
+    play_with(hang_up_on_descriptors, _i);
+    if (_i)
+        ck_status(liara_cache_ping(cache), LIARA_CACHE_OK);
+    ck_status(take_by_get("hello"), LIARA_CACHE_OK);
+    ck_status(liara_cache_get(cache, "k", 1, &value), LIARA_CACHE_UNREACHABLE);
+    end_play();
+}
+END_TEST
+
+static void pass_unasked(struct fake *f)
+{
+    accept_client(f);
+    hear(f, "GET k\n");
+    say(f, "VALUE 5 flags=7 ttl=60\nhello\n");
+    hear(f, "GET k\n");
+    say_with(f, "FD 5 offset=5000\n", passed_file, -1);
+    hear_end(f);
+}
+
+START_TEST(descriptors_can_be_refused)
+{
+    struct liara_cache_value value;
+    passed_length = 5;
+    passed_file = value_file(SEALED, "hello", 5);
+    play(pass_unasked);
+    liara_cache_set_descriptors(cache, false);
+    ck_status(take_by_get("hello"), LIARA_CACHE_OK);
+    ck_status(liara_cache_get(cache, "k", 1, &value), LIARA_CACHE_PROTOCOL);
+    end_play();
+    close(passed_file);
+}
+END_TEST
+
+START_TEST(descriptor_of_a_value_too_long_for_the_buffer)
+{
+    struct liara_cache_value value;
+    char buffer[4];
+    passed_length = 5;
+    passed_file = value_file(SEALED, "hello", 5);
+    play(pass_then_pong);
+    unsigned before = count_descriptors();
+    ck_status(liara_cache_get_into(cache, "k", 1, buffer, sizeof(buffer), &value),
+              LIARA_CACHE_NO_ROOM);
+    ck_assert_uint_eq(value.length, 5);
+    ck_assert_ptr_null(value.bytes);
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_OK);
+    end_play();
+    ck_assert_uint_le(count_descriptors(), before);
+    close(passed_file);
+}
+END_TEST
+
+static void pass_with_lease(struct fake *f)
+{
+    accept_client(f);
+    hear(f, "GET k lease=9 fd\n");
+    say_with(f, "FD 5 offset=5000\n", passed_file, -1);
+    hear(f, "GET k lease=9 fd\n");
+    say(f, "MISS lease\n");
+}
+
+START_TEST(get_with_a_lease_takes_a_descriptor)
+{
+    struct liara_cache_value value;
+    passed_file = value_file(ON_DISK, "hello", 5);
+    play(pass_with_lease);
+    ck_status(liara_cache_get_lease(cache, "k", 1, 9, &value), LIARA_CACHE_OK);
+    ck_assert_str_eq(value.bytes, "hello");
+    liara_cache_free(value.bytes);
+    ck_status(liara_cache_get_lease(cache, "k", 1, 9, &value), LIARA_CACHE_LEASE);
+    end_play();
+    close(passed_file);
+}
+END_TEST
+
+/* What the value may be written to, beside a plain file. */
+START_TEST(descriptor_is_copied_to_the_end_of_a_file)
+{
+    char *expected = large_value(), path[300];
+    struct liara_cache_value value;
+    passed_length = LARGE;
+    passed_file = value_file((enum lying)_i, expected, LARGE);
+    play(pass_then_pong);
+    snprintf(path, sizeof(path), "%s/file", fake.folder);
+    int fd = open(path, O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
+    ck_status(liara_cache_get_fd(cache, "k", 1, fd, 0, &value), LIARA_CACHE_OK);
+    ck_assert_int_eq(read_sink(fd, expected), 0);
+    unlink(path);
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_OK);
+    end_play();
+    close(passed_file);
+    free(expected);
+}
+END_TEST
+
+struct drain {
+    int fd;
+    char *bytes;
+    size_t length;
+};
+
+static void *read_drain(void *arg)
+{
+    struct drain *drain = arg;
+    ssize_t got;
+    while ((got = read(drain->fd, drain->bytes + drain->length, LARGE - drain->length)) > 0)
+        drain->length += (size_t)got;
+    return NULL;
+}
+
+/* The loop's index counts through flags of the pipe and what the value lies in. */
+START_TEST(descriptor_is_copied_to_a_pipe)
+{
+    char *expected = large_value();
+    struct liara_cache_value value;
+    struct drain drain = {.bytes = malloc(LARGE)};
+    pthread_t thread;
+    int ends[2];
+    passed_length = LARGE;
+    passed_file = value_file((enum lying)(_i / 2), expected, LARGE);
+    play(pass_then_pong);
+    ck_assert_int_eq(pipe2(ends, O_CLOEXEC), 0);
+    ck_assert_int_eq(fcntl(ends[1], F_SETFL, _i % 2 ? O_NONBLOCK : 0), 0);
+    drain.fd = ends[0];
+    ck_assert_int_eq(pthread_create(&thread, NULL, read_drain, &drain), 0);
+    ck_status(liara_cache_get_fd(cache, "k", 1, ends[1], 0, &value), LIARA_CACHE_OK);
+    close(ends[1]);
+    pthread_join(thread, NULL);
+    ck_assert_uint_eq(drain.length, LARGE);
+    ck_assert_mem_eq(drain.bytes, expected, LARGE);
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_OK);
+    end_play();
+    close(ends[0]);
+    close(passed_file);
+    free(drain.bytes);
+    free(expected);
+}
+END_TEST
+
+/* SIGPIPE has its default action here too. The connection is in step and stays. */
+START_TEST(descriptor_for_what_can_not_be_written)
+{
+    struct liara_cache_value value;
+    int ends[2];
+    passed_length = 5;
+    passed_file = value_file(SEALED, "hello", 5);
+    ck_assert_int_eq(pipe2(ends, O_CLOEXEC), 0);
+    close(ends[0]);
+    if (_i)
+        dup3(open("/", O_RDONLY | O_CLOEXEC), ends[1], O_CLOEXEC);
+    play(pass_then_pong);
+    ck_status(liara_cache_get_fd(cache, "k", 1, ends[1], 0, &value), LIARA_CACHE_LOCAL);
+    ck_assert_int_eq(errno, _i ? EBADF : EPIPE);
+    sigset_t pending;
+    sigpending(&pending);
+    ck_assert(!sigismember(&pending, SIGPIPE));
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_OK);
+    end_play();
+    close(ends[1]);
+    close(passed_file);
+}
+END_TEST
+
+static void pong_often(struct fake *f)
+{
+    const struct timespec late = {0, f->parameter};
+    accept_client(f);
+    for (int i = 0; i < 300; i++) {
+        hear(f, "GET k fd\n");
+        if (f->parameter)
+            nanosleep(&late, NULL);
+        say(f, "VALUE 5 flags=7 ttl=60\nhello\n");
+    }
+}
+
+static const struct {
+    unsigned budget; /* microseconds of polling */
+    int late;        /* nanoseconds until the reply */
+} waits[] = {{0, 0}, {0, 100000}, {50, 0}, {50, 30000}, {50, 1000000}, {1000, 0}, {5000, 500000}};
+
+START_TEST(polling_changes_no_answer)
+{
+    passed_length = 5;
+    play_with(pong_often, waits[_i].late);
+    liara_cache_set_busy_poll(cache, waits[_i].budget);
+    for (int i = 0; i < 300; i++)
+        ck_status(take_by_get("hello"), LIARA_CACHE_OK);
+    end_play();
+}
+END_TEST
+
+static double processor_seconds(void)
+{
+    struct timespec used;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
+    return (double)used.tv_sec + (double)used.tv_nsec / 1e9;
+}
+
+/* Replies that polling never meets: it would cost 0.3 s if it did not stop. */
+START_TEST(polling_stops_where_it_does_not_pay)
+{
+    passed_length = 5;
+    play_with(pong_often, 4000000);
+    liara_cache_set_busy_poll(cache, 1000);
+    double before = processor_seconds();
+    for (int i = 0; i < 300; i++)
+        ck_status(take_by_get("hello"), LIARA_CACHE_OK);
+    ck_assert_double_lt(processor_seconds() - before, 0.15);
+    end_play();
+}
+END_TEST
+
+static void hear_and_wait(struct fake *f)
+{
+    accept_client(f);
+    hear(f, "PING\n");
+    hear_end(f);
+}
+
+START_TEST(polling_leaves_timeouts_as_they_are)
+{
+    struct timespec begun, ended;
+    play(hear_and_wait);
+    liara_cache_set_timeout(cache, SHORT);
+    liara_cache_set_busy_poll(cache, 1000);
+    clock_gettime(CLOCK_MONOTONIC, &begun);
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_TIMED_OUT);
+    clock_gettime(CLOCK_MONOTONIC, &ended);
+    double seconds =
+        (double)(ended.tv_sec - begun.tv_sec) + (double)(ended.tv_nsec - begun.tv_nsec) / 1e9;
+    ck_assert_double_ge(seconds, SHORT / 1000.0 - 0.01);
+    ck_assert_double_lt(seconds, 10 * SHORT / 1000.0);
+    end_play();
 }
 END_TEST
 
@@ -1362,9 +2061,42 @@ static TCase *transfers(void)
     return tests;
 }
 
+static TCase *descriptors(void)
+{
+    TCase *tests = tcase_create("descriptors");
+    tcase_add_loop_test(tests, descriptor_brings_the_value, 0, TAKES * LYINGS * SIZES);
+    tcase_add_loop_test(tests, value_is_taken_in_the_same_ways, 0, TAKES);
+    tcase_add_test(tests, small_value_is_opened_as_a_file_nobody_can_change);
+    tcase_add_loop_test(tests, descriptor_that_does_not_have_the_value_is_refused, 0,
+                        TAKES * FALSE_LINES);
+    tcase_add_loop_test(tests, descriptor_that_is_missing_or_no_file_is_refused, 0,
+                        TAKES * OTHER_THINGS);
+    tcase_add_loop_test(tests, file_that_is_cut_while_it_is_read_is_told, 0, 4);
+    tcase_add_test(tests, descriptors_that_nobody_wants_are_closed);
+    tcase_add_test(tests, descriptor_of_a_reply_that_stops_is_closed);
+    tcase_add_loop_test(tests, process_without_a_free_descriptor_gets_the_bytes, 0, 2);
+    tcase_add_loop_test(tests, connection_lost_for_a_descriptor_is_repeated_without, 0, 2);
+    tcase_add_test(tests, descriptors_can_be_refused);
+    tcase_add_test(tests, descriptor_of_a_value_too_long_for_the_buffer);
+    tcase_add_test(tests, get_with_a_lease_takes_a_descriptor);
+    tcase_add_loop_test(tests, descriptor_is_copied_to_the_end_of_a_file, 0, LYINGS);
+    tcase_add_loop_test(tests, descriptor_is_copied_to_a_pipe, 0, 2 * LYINGS);
+    tcase_add_loop_test(tests, descriptor_for_what_can_not_be_written, 0, 2);
+    return tests;
+}
+
+static TCase *polling(void)
+{
+    TCase *tests = tcase_create("polling");
+    tcase_add_loop_test(tests, polling_changes_no_answer, 0, sizeof(waits) / sizeof(waits[0]));
+    tcase_add_test(tests, polling_stops_where_it_does_not_pay);
+    tcase_add_test(tests, polling_leaves_timeouts_as_they_are);
+    return tests;
+}
+
 int main(void)
 {
-    TCase *cases[] = {replies(), connections(), transfers()};
+    TCase *cases[] = {replies(), connections(), transfers(), descriptors(), polling()};
     Suite *suite = suite_create("client");
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         tcase_add_checked_fixture(cases[i], setup, teardown);
