@@ -33,9 +33,12 @@ class Leases:
         return client
 
     def all_wait(self, clients):
-        # A PING on a connection of the same worker tells that earlier requests were handled.
         for client in clients:
             self.waiting(client)
+        self.all_handled()
+
+    def all_handled(self):
+        """A PING on a connection of the same worker tells that what it read before was begun."""
         for _ in range(8):
             with self.served.client() as other:
                 self.assertEqual(other.ask("PING"), "OK")
@@ -53,6 +56,8 @@ class Leases:
     def test_fifty_ask_one_computes(self):
         clients = self.clients(self.served, 50)
         in_threads(50, lambda i: clients[i].send("GET key lease=60\n"))
+        self.assertTrue(all(c.taken(5) for c in clients))
+        self.all_handled()
         winner = self.leased(clients)
         others = [c for c in clients if c is not winner]
         self.assertTrue(all(c.silent() for c in others))

@@ -6,7 +6,7 @@ import threading
 import time
 import unittest
 
-from harness import Redis, SessionTest, in_threads, until
+from harness import Redis, SessionTest, all_hear, in_threads, until
 
 DOWN = "ERROR (unavailable|timeout) "
 
