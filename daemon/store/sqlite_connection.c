@@ -126,11 +126,16 @@ int sq_done(int rc)
     return rc == SQLITE_ROW || rc == SQLITE_DONE ? SQLITE_OK : rc;
 }
 
+/* Full, where the disk has not said so, is also what SQLite calls a page number beyond all bounds.
+ */
 int sq_run(sqlite3_stmt *statement)
 {
     int rc;
+    errno = 0;
     while ((rc = sqlite3_step(statement)) == SQLITE_ROW)
         ;
+    if (rc == SQLITE_FULL && errno == 0)
+        rc = SQLITE_CORRUPT;
     sqlite3_reset(statement);
     return sq_done(rc);
 }

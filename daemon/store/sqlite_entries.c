@@ -6,9 +6,9 @@
 #include <xxhash.h>
 
 enum {
-    KEY_ROWS = 1024,
-    /* read into the set of keys in one step */ SWEEP_ROWS = 1 << 20
-}; /* cleared in one transaction */
+    KEY_ROWS = 1024,     /* read into the set of keys in one step */
+    SWEEP_ROWS = 1 << 20 /* cleared in one transaction */
+};
 
 uint64_t sq_entries_charge(const struct sq_writer *writer)
 {

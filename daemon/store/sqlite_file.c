@@ -126,7 +126,7 @@ static int set_up(sqlite3 *db)
         "PRAGMA cell_size_check=ON",
     };
     int64_t vacuum = 0;
-    int rc = use_log(db);
+    int rc = sqlite3_db_readonly(db, "main") ? SQLITE_READONLY : use_log(db);
     if (rc == SQLITE_OK)
         rc = sq_execute(db, settings, sizeof(settings) / sizeof(settings[0]));
     if (rc == SQLITE_OK)

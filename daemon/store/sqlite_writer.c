@@ -81,7 +81,6 @@ static int note_log(void *arg, sqlite3 *db, const char *name, int pages)
     return SQLITE_OK;
 }
 
-/* What a run before this one committed may be in a log that it had no time to empty or to sync. */
 void sq_writer_forget_keys(struct sq_writer *writer)
 {
     keyset_set_certain(writer->keys, false);
@@ -90,6 +89,7 @@ void sq_writer_forget_keys(struct sq_writer *writer)
     writer->keys_from.length = 0;
 }
 
+/* What a run before this one committed may be in a log that it had no time to empty or to sync. */
 int sq_writer_open(struct sq_writer *writer, const char *path, struct sq_notes *notes,
                    struct keyset *keys, enum sq_content *content)
 {
