@@ -18,9 +18,9 @@ override CPPFLAGS += -D_GNU_SOURCE -DLIARA_VERSION='"$(VERSION)"'
 override CFLAGS   += -std=gnu17 -fPIC -fvisibility=hidden -pthread -MMD -MP $(WARN) $(SANITIZE)
 override LDFLAGS  += -pthread -Wl,--as-needed -Wl,-z,relro,-z,now $(SANITIZE)
 
-asan     := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
-tsan     := -fsanitize=thread
-coverage := --coverage -fprofile-update=atomic
+asan := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+tsan := -fsanitize=thread
+gcov := --coverage -fprofile-update=atomic
 
 PROTO  := $(wildcard proto/*.c)
 DAEMON := $(wildcard daemon/*.c daemon/store/*.c)
@@ -139,12 +139,13 @@ units: $(UNITS)
 
 everything: all $(UNITS) $(BUILD)/tests/faulty-cached $(BUILD)/tests/load
 
-asan tsan coverage:
+asan tsan gcov:
 	@$(again) everything BUILD=$(BUILD)/$@ SANITIZE="$($@)" CFLAGS="-O1 -g -Werror"
 
 check:
 	@$(MAKE) --no-print-directory deps NEEDS="$(CHECK_NEEDS)"
 	@$(again) all CFLAGS="-O2 -g -Werror"
+	@! command -v clang >/dev/null || $(again) all CC=clang BUILD=$(BUILD)/clang CFLAGS="-O2 -g -Werror"
 	@$(again) asan
 	@$(again) tsan
 	@tests/run $(BUILD)
@@ -154,29 +155,11 @@ demo:
 	@$(again) all
 	@tests/demo.sh $(BUILD)
 
-report: coverage
-	@tests/run --plain $(BUILD)/coverage
-	gcovr --root . --filter proto/ --filter daemon/ --object-directory $(BUILD)/coverage --print-summary
-
-# QUICK=1 is short; ONLY=case,… are some; PLOTS=docs/bench puts the plots where README.md shows them.
-BENCH_NEEDS   := $(BUILD_NEEDS) memcached redis-tools libmemcached-dev gnuplot-nox strace python3
-BENCH         := $(addprefix $(BUILD)/bench/,load bare client direct)
-bench_objects  = $(call objects,$(addprefix tests/bench/,$(1).c traffic.c peer.c histogram.c))
-$(BUILD)/bench/load: $(call bench_objects,load)
-$(BUILD)/bench/bare: $(call objects,tests/bench/bare.c)
-$(BUILD)/bench/client: $(call bench_objects,client) $(BUILD)/libliara-cache.a
-$(BUILD)/bench/direct: $(call bench_objects,direct) $(BUILD)/libliara-cache.a
-$(BENCH):
-	@echo "  LINK $@"
-	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS) -o $@ $^ -lsqlite3 -lhiredis -lmemcached -lm
-
-benchmarks: all $(BENCH)
-
-bench:
-	@$(MAKE) --no-print-directory deps NEEDS="$(BENCH_NEEDS)"
-	@$(again) benchmarks
-	@tests/bench/bench.py --build $(BUILD) $(if $(ONLY),--only $(ONLY)) $(if $(PLOTS),--plots $(PLOTS))
+coverage:
+	@$(MAKE) --no-print-directory deps NEEDS="$(CHECK_NEEDS) gcovr"
+	@$(again) gcov
+	@tests/run --plain $(BUILD)/gcov
+	gcovr --root . --filter proto/ --filter daemon/ --print-summary $(BUILD)/gcov
 
 FUZZ_SECONDS ?= 60
 $(BUILD)/fuzz/%: tests/fuzz/%.c $(PROTO) | $(BUILD)/packages.mk
