@@ -47,7 +47,7 @@ $(BUILD)/packages.mk: Makefile
 	@{ echo "LIB_CFLAGS := $$(pkg-config --cflags $(LIBRARIES))"; \
 	   echo "LIBS := $$(pkg-config --libs $(LIBRARIES))"; } > $@
 # What these do themselves needs no library; what they start in a further make may.
-ifneq ($(filter-out clean deps check demo asan tsan coverage bench uninstall,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out clean deps check demo asan tsan gcov coverage bench uninstall,$(or $(MAKECMDGOALS),all)),)
 include $(BUILD)/packages.mk
 endif
 
@@ -161,6 +161,26 @@ coverage:
 	@tests/run --plain $(BUILD)/gcov
 	gcovr --root . --filter proto/ --filter daemon/ --print-summary $(BUILD)/gcov
 
+# QUICK=1 is short; ONLY=case,… are some; PLOTS=docs/bench puts the plots where README.md shows them.
+BENCH_NEEDS   := $(BUILD_NEEDS) memcached redis-tools libmemcached-dev gnuplot-nox strace python3
+BENCH         := $(addprefix $(BUILD)/bench/,load bare client direct)
+bench_objects  = $(call objects,$(addprefix tests/bench/,$(1).c traffic.c peer.c histogram.c))
+$(BUILD)/bench/load: $(call bench_objects,load)
+$(BUILD)/bench/bare: $(call objects,tests/bench/bare.c)
+$(BUILD)/bench/client: $(call bench_objects,client) $(BUILD)/libliara-cache.a
+$(BUILD)/bench/direct: $(call bench_objects,direct) $(BUILD)/libliara-cache.a
+$(BENCH):
+	@echo "  LINK $@"
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) -o $@ $^ -lsqlite3 -lhiredis -lmemcached -lm
+
+benchmarks: all $(BENCH)
+
+bench:
+	@$(MAKE) --no-print-directory deps NEEDS="$(BENCH_NEEDS)"
+	@$(again) benchmarks
+	@tests/bench/bench.py --build $(BUILD) $(if $(ONLY),--only $(ONLY)) $(if $(PLOTS),--plots $(PLOTS))
+
 FUZZ_SECONDS ?= 60
 $(BUILD)/fuzz/%: tests/fuzz/%.c $(PROTO) | $(BUILD)/packages.mk
 	@mkdir -p $(@D)
@@ -174,5 +194,5 @@ clean:
 	rm -rf $(BUILD)
 
 .SECONDARY:
-.PHONY: all install uninstall run deps units everything asan tsan coverage check demo report benchmarks bench fuzz clean
+.PHONY: all install uninstall run deps units everything asan tsan gcov check demo coverage benchmarks bench fuzz clean
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
