@@ -430,7 +430,9 @@ static void conn_readable(evutil_socket_t fd, short what, void *arg)
         tidy_buffer(conn);
         return;
     }
-    if (got < 0 || (got == 0 && hung_up(conn))) {
+    /* Whom nobody waits for any more is closed below; asking costs a system call. */
+    bool awaited = conn->state == CONN_WAITING || conn->out.bytes > 0;
+    if (got < 0 || (got == 0 && awaited && hung_up(conn))) {
         conn_close(conn);
         return;
     }
