@@ -20,7 +20,8 @@
  * LIARA_CACHE_EXISTS, a repeated delete may say LIARA_CACHE_MISS, a repeated clear may count fewer
  * entries. Since a put stores only what is absent, and all who put under one key are expected to
  * put the same, neither changes what is stored. A put that reads a pipe of given length is not
- * repeated once it has read from it.
+ * repeated once it has read from it. A get is repeated on a connection that was new, too: without
+ * asking for a descriptor, which the kernel may have refused to pass.
  */
 #ifndef LIARA_CACHE_H
 #define LIARA_CACHE_H

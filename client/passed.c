@@ -12,7 +12,7 @@
 
 enum {
     PIECE = 16 * 1024 * 1024, /* bytes between two calls of progress */
-    MAP_LEAST = 128 * 1024,   /* bytes below which a copy costs less than the pages' faults */
+    MAP_LEAST = 256 * 1024,   /* bytes below which a copy costs less than the pages' faults */
     HUGE_PAGE = 2 * 1024 * 1024
 };
 

@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 enum {
-    PASS_BYTES = 64 * 1024,  /* a regular file from this size on goes as a descriptor */
+    PASS_BYTES = 128 * 1024, /* a regular file from this size on goes as a descriptor */
     CHUNK_BYTES = 64 * 1024, /* of a value that is read and sent piece by piece */
 };
 

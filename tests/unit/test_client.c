@@ -668,8 +668,10 @@ static void store_files(struct fake *f)
     say(f, "STORED\n");
     hear_passed(f, "PUT large 1048576 fd\n", value, LARGE);
     say(f, "STORED\n");
-    hear_passed(f, "PUT part 70000 flags=2 fd\n", value, 70000);
+    hear_passed(f, "PUT part 131072 flags=2 fd\n", value, 131072);
     say(f, "EXISTS\n");
+    hear_value(f, "PUT less 131071\n", value, 131071);
+    say(f, "STORED\n");
     hear_value(f, "PUT rest 1048476\n", value + 100, LARGE - 100);
     say(f, "STORED\n");
     hear_value(f, "PUT beyond 0\n", value, 0);
@@ -685,7 +687,8 @@ START_TEST(put_from_a_file)
     play(store_files);
     ck_status(liara_cache_put_fd(cache, "small", 5, small, -1, NULL), LIARA_CACHE_OK);
     ck_status(liara_cache_put_fd(cache, "large", 5, fd, -1, NULL), LIARA_CACHE_OK);
-    ck_status(liara_cache_put_fd(cache, "part", 4, fd, 70000, &options), LIARA_CACHE_EXISTS);
+    ck_status(liara_cache_put_fd(cache, "part", 4, fd, 131072, &options), LIARA_CACHE_EXISTS);
+    ck_status(liara_cache_put_fd(cache, "less", 4, fd, 131071, NULL), LIARA_CACHE_OK);
     lseek(fd, 100, SEEK_SET);
     ck_status(liara_cache_put_fd(cache, "rest", 4, fd, -1, NULL), LIARA_CACHE_OK);
     ck_status(liara_cache_put_fd(cache, "long", 4, fd, LARGE, NULL), LIARA_CACHE_LOCAL);
