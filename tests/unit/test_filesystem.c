@@ -19,6 +19,48 @@ START_TEST(after_a_clean_close_no_scan_is_needed)
 }
 END_TEST
 
+/* A daemon that is killed before its first record must not leave the mark of the one before it. */
+START_TEST(while_a_store_is_open_its_index_is_not_clean)
+{
+    start();
+    put_many(0, 5);
+    reopen_store();
+    struct fs_record last;
+    struct bytes index = read_file(path_of("index"));
+    memcpy(&last, index.data + index.length - sizeof(last), sizeof(last));
+    ck_assert_int_eq(last.type, FS_PERSISTED);
+    free(index.data);
+    close_store();
+    index = read_file(path_of("index"));
+    memcpy(&last, index.data + index.length - sizeof(last), sizeof(last));
+    ck_assert_int_eq(last.type, FS_CLOSED);
+    free(index.data);
+    remove_folder();
+}
+END_TEST
+
+static bool is_absent(const char *key)
+{
+    struct ask ask = new_ask(STORE_GET, key);
+    return store_filesystem.absent(bench.store, &ask.call);
+}
+
+START_TEST(absence_is_certain_once_all_is_known)
+{
+    start();
+    put_many(0, 5);
+    ck_assert(is_absent("key-5"));
+    ck_assert(!is_absent("key-4"));
+    close_store();
+    make_unclean();
+    open_store();
+    inspect_exactly();
+    ck_assert(is_absent("key-5"));
+    ck_assert(!is_absent("key-4"));
+    remove_folder();
+}
+END_TEST
+
 START_TEST(entries_are_found_without_an_index)
 {
     start();
@@ -277,8 +319,10 @@ START_TEST(of_few_entries_the_least_recently_used_goes)
     open_store();
     for (unsigned n = 0; n < 10; n++)
         ck_assert_int_eq(put(nth_key(n), (struct put){.seed = n, .length = 8000}), STORE_OK);
+    usleep(20000); /* some clocks tell times apart by milliseconds only */
     for (unsigned n = 0; n < 10; n += 2)
         ck_assert(get(nth_key(n), (struct put){.seed = n, .length = 8000}));
+    usleep(20000);
     ck_assert_int_eq(put("new", (struct put){.length = 8000}), STORE_OK);
     wait_until_gone(nth_key(1));
     for (unsigned n = 0; n < 10; n += 2)
@@ -295,7 +339,7 @@ START_TEST(use_is_remembered_across_a_restart)
     open_store();
     for (unsigned n = 0; n < 10; n++) {
         ck_assert_int_eq(put(nth_key(n), (struct put){.seed = n, .length = 8000}), STORE_OK);
-        usleep(2000);
+        usleep(20000);
     }
     reopen_store();
     ck_assert_int_eq(put("new", (struct put){.length = 8000}), STORE_OK);
@@ -663,6 +707,51 @@ START_TEST(a_walk_meets_everything_though_the_table_grows)
 }
 END_TEST
 
+static XXH128_hash_t nth_hash(uint64_t n)
+{
+    return (XXH128_hash_t){.high64 = n * 0x9E3779B97F4A7C15, .low64 = n};
+}
+
+static void put_nth_hash(struct fs_index *index, uint64_t n)
+{
+    fs_index_put(index, fs_entry_new(nth_hash(n), (const uint8_t *)"k", 1, 1, CLOCK_NEVER));
+}
+
+/* Between any two steps of writing the log afresh something is put, replaced and removed. */
+START_TEST(what_happens_while_the_log_is_written_afresh_is_in_it)
+{
+    char why[256];
+    const XXH128_hash_t state = {1, 2};
+    make_folder();
+    const struct fs_directory directory = {open(bench.directory, O_RDONLY), bench.directory};
+    struct fs_index *index = fs_index_open(directory, 4096, state, true, why, sizeof(why));
+    ck_assert_ptr_nonnull(index);
+    uint64_t n = 0;
+    for (; n < 500; n++)
+        put_nth_hash(index, n);
+    for (unsigned i = 0; i < 6000; i++)
+        put_nth_hash(index, 7);
+    unsigned steps = 0;
+    for (; fs_index_tend_log(index); steps++, n++) {
+        put_nth_hash(index, n);
+        put_nth_hash(index, n - 250);
+        ck_assert_uint_gt(fs_index_remove(index, nth_hash(n - 500)), 0);
+    }
+    ck_assert_uint_gt(steps, 50);
+    ck_assert_int_lt(index_size(), 6000 * (off_t)sizeof(struct fs_record));
+    fs_index_close(index, &state);
+    index = fs_index_open(directory, 4096, state, false, why, sizeof(why));
+    ck_assert(fs_index_certain(index));
+    ck_assert_uint_eq(fs_index_entries(index), 500);
+    for (uint64_t i = 0; i < n; i++)
+        ck_assert_int_eq(fs_index_alive(index, nth_hash(i), false),
+                         i + 500 < n ? FS_ABSENT : FS_PRESENT);
+    fs_index_close(index, NULL);
+    close(directory.fd);
+    remove_folder();
+}
+END_TEST
+
 START_TEST(names_of_files_are_hashes_and_back)
 {
     const XXH128_hash_t hash = {.high64 = 0xab0123456789cdef, .low64 = 0x00000000deadbeef};
@@ -689,6 +778,8 @@ int main(void)
     Suite *suite = suite_create("filesystem");
     TCase *tcase = suite_case(suite, "start", 120);
     tcase_add_test(tcase, after_a_clean_close_no_scan_is_needed);
+    tcase_add_test(tcase, while_a_store_is_open_its_index_is_not_clean);
+    tcase_add_test(tcase, absence_is_certain_once_all_is_known);
     tcase_add_test(tcase, entries_are_found_without_an_index);
     tcase_add_test(tcase, before_the_scan_is_over_put_if_absent_is_true);
     tcase_add_test(tcase, an_entry_whose_file_is_gone_is_forgotten);
@@ -716,6 +807,7 @@ int main(void)
     tcase = suite_case(suite, "parts", 30);
     tcase_add_test(tcase, keys_with_the_same_hash_are_told_apart);
     tcase_add_test(tcase, a_walk_meets_everything_though_the_table_grows);
+    tcase_add_test(tcase, what_happens_while_the_log_is_written_afresh_is_in_it);
     tcase_add_test(tcase, names_of_files_are_hashes_and_back);
     return suite_run(suite);
 }

@@ -270,6 +270,19 @@ START_TEST(swapped_files_are_misses)
 }
 END_TEST
 
+START_TEST(a_file_of_another_time_corrects_the_index)
+{
+    struct bytes old = whole_file();
+    struct put longer = {.seed = 9, .length = 500, .overwrite = true};
+    ck_assert_int_eq(put("victim", longer), STORE_OK);
+    write_file(file_of("victim"), old.data, old.length);
+    ck_assert(get("victim", whole));
+    ck_assert_uint_eq(inspect("").size, strlen("victim") + whole.length);
+    free(old.data);
+    remove_folder();
+}
+END_TEST
+
 START_TEST(what_is_no_file_is_a_miss)
 {
     struct bytes file = whole_file();
@@ -391,6 +404,7 @@ int main(void)
     tcase_add_test(tcase, a_long_entry_with_a_flipped_byte_is_a_miss);
     tcase_add_test(tcase, no_length_in_a_header_makes_it_allocate);
     tcase_add_test(tcase, swapped_files_are_misses);
+    tcase_add_test(tcase, a_file_of_another_time_corrects_the_index);
     tcase_add_test(tcase, what_is_no_file_is_a_miss);
     tcase = suite_case(suite, "ends", 30);
     tcase_add_test(tcase, a_wall_clock_that_was_set_back_lengthens_no_life);

@@ -89,6 +89,24 @@ START_TEST(a_put_does_not_sync_and_persist_syncs_what_is_new)
 }
 END_TEST
 
+/* Too many to be named, though their folder is one. */
+START_TEST(many_new_files_in_one_folder_are_synced_at_once)
+{
+    start();
+    ck_assert_int_eq(persist(), STORE_OK);
+    for (unsigned n = 0, found = 0; found < 20; n++) {
+        const char *key = nth_key(n);
+        if (fs_file_folder(fs_file_hash((const uint8_t *)key, strlen(key))) != 0)
+            continue;
+        ck_assert_int_eq(put(key, (struct put){.length = 1}), STORE_OK);
+        found++;
+    }
+    ck_assert_int_eq(persist(), STORE_OK);
+    ck_assert_int_eq(syncs.syncfs, 1);
+    remove_folder();
+}
+END_TEST
+
 START_TEST(a_deletion_is_persisted_too)
 {
     start();
@@ -337,6 +355,7 @@ int main(void)
     TCase *tcase = suite_case(suite, "persist", 120);
     tcase_add_test(tcase, what_was_persisted_survives_a_kill);
     tcase_add_test(tcase, a_put_does_not_sync_and_persist_syncs_what_is_new);
+    tcase_add_test(tcase, many_new_files_in_one_folder_are_synced_at_once);
     tcase_add_test(tcase, a_deletion_is_persisted_too);
     tcase_add_test(tcase, persist_appends_to_the_index_only_what_is_new);
     tcase_add_test(tcase, entries_whose_sync_fails_are_given_up);
