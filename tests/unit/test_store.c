@@ -1050,7 +1050,8 @@ END_TEST
 static bool answers(const char *path)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    ck_assert_uint_lt(strlen(path), sizeof(address.sun_path));
+    if (strlen(path) >= sizeof(address.sun_path))
+        return false;
     strcpy(address.sun_path, path);
     int fd = socket(AF_UNIX, SOCK_STREAM, 0);
     bool ok = connect(fd, (struct sockaddr *)&address, sizeof(address)) == 0;
