@@ -126,8 +126,7 @@ int sq_done(int rc)
     return rc == SQLITE_ROW || rc == SQLITE_DONE ? SQLITE_OK : rc;
 }
 
-/* Full, where the disk has not said so, is also what SQLite calls a page number beyond all bounds.
- */
+/* Full, where no system call failed, is what SQLite says of a page number beyond all bounds. */
 int sq_run(sqlite3_stmt *statement)
 {
     int rc;

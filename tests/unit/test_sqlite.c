@@ -478,6 +478,7 @@ START_TEST(what_was_persisted_survives_a_kill)
         char byte, kind[32];
         ck_assert_int_eq(pipe(ends), 0);
         pid_t child = fork();
+        ck_assert_int_ge(child, 0);
         if (child == 0)
             put_until_killed(ends[1], round);
         close(ends[1]);
@@ -803,6 +804,7 @@ START_TEST(a_damaged_log_is_never_answered)
     size_t size, log_size;
     start();
     pid_t child = fork();
+    ck_assert_int_ge(child, 0);
     if (child == 0) {
         open_store();
         put_many("key", 36);
@@ -858,6 +860,7 @@ static void overwrite_pages(void)
     uint8_t junk[4096];
     path_of(path, "cache.db");
     pid_t child = fork();
+    ck_assert_int_ge(child, 0);
     if (child == 0) {
         int fd = open(path, O_WRONLY | O_CLOEXEC);
         off_t size = lseek(fd, 0, SEEK_END);
@@ -1311,6 +1314,7 @@ START_TEST(a_foreign_lock_is_waited_for)
     path_of(path, "cache.db");
     ck_assert_int_eq(pipe(ends), 0);
     pid_t child = fork();
+    ck_assert_int_ge(child, 0);
     if (child == 0) {
         sqlite3 *db = NULL;
         bool ok = sqlite3_open(path, &db) == SQLITE_OK &&
