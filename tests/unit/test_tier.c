@@ -18,8 +18,8 @@ struct slow {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     bool writes_held, reads_held, failing;
-    unsigned reads; /* begun */
-    unsigned puts, persists;
+    atomic_uint reads; /* begun */
+    atomic_uint puts, persists;
     unsigned count;
     struct value *values[ENTRIES];
 };
