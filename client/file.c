@@ -115,17 +115,25 @@ static ssize_t send_range(int from, off_t *offset, size_t length, int to)
     return copy_file_range(from, offset, to, NULL, length, 0);
 }
 
+/* On a disk, that is: a file in memory would have small ones all the same. */
+static bool may_have_large_pages(int fd)
+{
+    struct stat file;
+    struct statfs system;
+    return fstat(fd, &file) == 0 && S_ISREG(file.st_mode) && fstatfs(fd, &system) == 0 &&
+           system.f_type != TMPFS_MAGIC;
+}
+
 /*
  * One large write lets the file system take large pages. Only the kernel reads what is mapped here:
  * where the file was cut, write() says so, and there is no SIGBUS.
  */
 static ssize_t send_mapped(int from, off_t *offset, size_t length, int to)
 {
-    struct stat file;
     off_t before = *offset % sysconf(_SC_PAGESIZE);
     size_t size = (length < MAPPED_MOST ? length : MAPPED_MOST) + (size_t)before;
     errno = EOPNOTSUPP;
-    if (length < MAPPED_LEAST || fstat(to, &file) != 0 || !S_ISREG(file.st_mode))
+    if (length < MAPPED_LEAST || !may_have_large_pages(to))
         return -1;
     char *memory = mmap(NULL, size, PROT_READ, MAP_PRIVATE | MAP_POPULATE, from, *offset - before);
     if (memory == MAP_FAILED)

@@ -90,8 +90,6 @@ struct store_ops {
     /* It is slower than memory, so the memory tier (tier.h) stands before it. */
     bool tiered;
 
-    bool gives_fd; /* its GET may answer with a descriptor */
-
     /* It keeps its data in config->directory: store.c makes it (mode 0700) and locks it. */
     bool in_directory;
 
