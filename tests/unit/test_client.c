@@ -1753,12 +1753,18 @@ START_TEST(process_without_a_free_descriptor_gets_the_bytes)
 }
 END_TEST
 
+enum connected { BY_OPEN, USED, BY_GET, CONNECTEDS };
+
 static void hang_up_on_descriptors(struct fake *f)
 {
     accept_client(f);
-    if (f->parameter) {
+    if (f->parameter == USED) {
         hear(f, "PING\n");
         say(f, "OK\n");
+    }
+    if (f->parameter == BY_GET) {
+        hear_end(f);
+        accept_client(f);
     }
     hear(f, "GET k fd\n");
     accept_client(f);
@@ -1769,14 +1775,16 @@ static void hang_up_on_descriptors(struct fake *f)
     hear(f, "GET k\n");
 }
 
-/* The loop's index says whether the connection has been used before; both are repeated once. */
+/* The loop's index says where the connection comes from that is lost; all are repeated once. */
 START_TEST(connection_lost_for_a_descriptor_is_repeated_without)
 {
     struct liara_cache_value value;
     passed_length = 5;
     play_with(hang_up_on_descriptors, _i);
-    if (_i)
+    if (_i == USED)
         ck_status(liara_cache_ping(cache), LIARA_CACHE_OK);
+    if (_i == BY_GET)
+        liara_cache_disconnect(cache);
     ck_status(take_by_get("hello"), LIARA_CACHE_OK);
     ck_status(liara_cache_get(cache, "k", 1, &value), LIARA_CACHE_UNREACHABLE);
     end_play();
@@ -2078,7 +2086,7 @@ static TCase *descriptors(void)
     tcase_add_test(tests, descriptors_that_nobody_wants_are_closed);
     tcase_add_test(tests, descriptor_of_a_reply_that_stops_is_closed);
     tcase_add_loop_test(tests, process_without_a_free_descriptor_gets_the_bytes, 0, 2);
-    tcase_add_loop_test(tests, connection_lost_for_a_descriptor_is_repeated_without, 0, 2);
+    tcase_add_loop_test(tests, connection_lost_for_a_descriptor_is_repeated_without, 0, CONNECTEDS);
     tcase_add_test(tests, descriptors_can_be_refused);
     tcase_add_test(tests, descriptor_of_a_value_too_long_for_the_buffer);
     tcase_add_test(tests, get_with_a_lease_takes_a_descriptor);
