@@ -260,11 +260,17 @@ int fs_upkeep_step(struct fs_upkeep *upkeep, uint64_t max)
     return wait;
 }
 
+static bool is_far_over(const struct fs_index *index, uint64_t max)
+{
+    uint64_t disk = fs_index_disk(index);
+    return disk > max && disk - max > max / 20;
+}
+
 void fs_upkeep_help(struct fs_upkeep *upkeep, uint64_t max, uint64_t cost)
 {
     const struct fs_index *index = upkeep->tree->index;
-    uint64_t bound = max + max / 20, freed = 0, more = 1;
-    for (; freed < cost && more > 0 && fs_index_disk(index) > bound; freed += more)
+    uint64_t freed = 0, more = 1;
+    for (; freed < cost && more > 0 && is_far_over(index, max); freed += more)
         more = evict_one(upkeep->tree);
     if (!fs_index_certain(index) && pthread_mutex_trylock(&upkeep->lock) == 0) {
         scan_step(upkeep, SCAN_PUT);

@@ -154,6 +154,30 @@ START_TEST(a_scan_goes_on_after_a_shortage)
 }
 END_TEST
 
+START_TEST(puts_end_a_scan_that_never_gets_a_pause)
+{
+    char why[256];
+    struct fs_sync sync;
+    struct fs_upkeep upkeep;
+    start();
+    put_many(0, 20);
+    close_store();
+    unlink(path_of("index"));
+    struct fs_tree *tree = fs_tree_open(bench.directory, why, sizeof(why));
+    ck_assert_ptr_nonnull(tree);
+    fs_sync_init(&sync, tree);
+    fs_upkeep_init(&upkeep, tree, &sync);
+    for (unsigned i = 0; i < 2 * FS_FOLDERS; i++)
+        fs_upkeep_help(&upkeep, UINT64_MAX, 4096);
+    ck_assert(fs_index_certain(tree->index));
+    ck_assert_uint_eq(fs_index_entries(tree->index), 20);
+    fs_upkeep_end(&upkeep);
+    fs_sync_end(&sync);
+    fs_tree_close(tree, false);
+    remove_folder();
+}
+END_TEST
+
 START_TEST(files_of_others_are_left_alone)
 {
     start();
@@ -752,6 +776,28 @@ START_TEST(what_happens_while_the_log_is_written_afresh_is_in_it)
 }
 END_TEST
 
+START_TEST(what_a_log_had_of_the_past_counts_after_a_restart)
+{
+    char why[256];
+    const XXH128_hash_t state = {1, 2};
+    make_folder();
+    const struct fs_directory directory = {open(bench.directory, O_RDONLY), bench.directory};
+    struct fs_index *index = fs_index_open(directory, 4096, state, true, why, sizeof(why));
+    ck_assert_ptr_nonnull(index);
+    for (unsigned i = 0; i < 6000; i++)
+        put_nth_hash(index, 7);
+    fs_index_close(index, &state);
+    off_t before = index_size();
+    index = fs_index_open(directory, 4096, state, false, why, sizeof(why));
+    for (unsigned i = 0; fs_index_tend_log(index) && i < 2 * FS_FOLDERS; i++)
+        ;
+    ck_assert_int_lt(index_size(), before / 100);
+    fs_index_close(index, NULL);
+    close(directory.fd);
+    remove_folder();
+}
+END_TEST
+
 START_TEST(names_of_files_are_hashes_and_back)
 {
     const XXH128_hash_t hash = {.high64 = 0xab0123456789cdef, .low64 = 0x00000000deadbeef};
@@ -785,6 +831,7 @@ int main(void)
     tcase_add_test(tcase, an_entry_whose_file_is_gone_is_forgotten);
     tcase_add_test(tcase, a_folder_that_is_gone_is_made_again);
     tcase_add_test(tcase, a_scan_goes_on_after_a_shortage);
+    tcase_add_test(tcase, puts_end_a_scan_that_never_gets_a_pause);
     tcase_add_test(tcase, files_of_others_are_left_alone);
     tcase_add_test(tcase, a_folder_that_is_none_spoils_no_other);
     tcase_add_test(tcase, a_folder_that_is_no_store_of_ours_is_refused);
@@ -808,6 +855,7 @@ int main(void)
     tcase_add_test(tcase, keys_with_the_same_hash_are_told_apart);
     tcase_add_test(tcase, a_walk_meets_everything_though_the_table_grows);
     tcase_add_test(tcase, what_happens_while_the_log_is_written_afresh_is_in_it);
+    tcase_add_test(tcase, what_a_log_had_of_the_past_counts_after_a_restart);
     tcase_add_test(tcase, names_of_files_are_hashes_and_back);
     return suite_run(suite);
 }
