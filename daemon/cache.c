@@ -71,6 +71,8 @@ static enum store_status ask(struct cache_session *session, enum store_op op,
                              enum store_status (*next)(struct cache_session *))
 {
     session->call.op = op;
+    if (op != STORE_GET)
+        session->call.room_size = 0;
     session->next = next;
     session->asking = store_submit(session->cache->store, &session->call) == STORE_PENDING;
     return session->asking ? STORE_PENDING : next(session);
@@ -154,11 +156,12 @@ static void waited(struct lease_session *lease, bool granted, struct value *valu
 }
 
 void cache_session_start(struct cache_session *session, struct cache *cache, struct loop *loop,
-                         void (*done)(struct cache_session *session))
+                         uint8_t room[CACHE_ROOM], void (*done)(struct cache_session *session))
 {
     session->cache = cache;
     memset(&session->call, 0, sizeof(session->call));
     session->call.loop = loop;
+    session->call.room = room;
     session->call.done = store_done;
     session->published = NULL;
     session->lease_seconds = 0;
@@ -215,6 +218,7 @@ struct value *cache_new_value(struct cache_session *session, uint32_t length)
 enum store_status cache_get(struct cache_session *session, uint32_t lease, bool fd)
 {
     session->call.wants_fd = fd;
+    session->call.room_size = lease > 0 ? 0 : CACHE_ROOM; /* who waits is handed the value itself */
     session->lease_seconds = lease;
     session->leased = false;
     return ask(session, STORE_GET, looked);

@@ -106,11 +106,15 @@ static bool send_line(struct conn *conn, size_t length)
 {
     struct exchange *exchange = &conn->exchange;
     struct value *value = exchange->value;
+    const uint8_t *bytes = exchange->bytes;
     int fd = exchange->fd;
     exchange->value = NULL;
+    exchange->bytes = NULL;
     exchange->fd = -1;
     if (fd >= 0)
         return output_line_with_fd(&conn->out, length, fd, value);
+    if (bytes != NULL)
+        return output_line_with_bytes(&conn->out, length, bytes, exchange->reply.length);
     if (value == NULL)
         return output_line(&conn->out, length);
     if (output_line(&conn->out, length))
@@ -177,7 +181,8 @@ static void start_request(struct conn *conn, const struct request *request)
 {
     bool wants_fd = request->verb == VERB_PUT && request->fd && conn->passed_count > 0;
     int fd = wants_fd ? take_passed(conn) : -1;
-    log_debug("%s, %u bytes of key", message_verb_name(request->verb), request->key_length);
+    if (log_debugging())
+        log_debug("%s, %u bytes of key", message_verb_name(request->verb), request->key_length);
     enum router_next next = router_start(&conn->exchange, request, &fd);
     if (fd >= 0)
         close(fd);
@@ -487,7 +492,7 @@ bool conn_open(struct worker *worker, int fd)
     event_assign(&conn->readable, base, fd, EV_READ | EV_PERSIST, conn_readable, conn);
     event_assign(&conn->writable, base, fd, EV_WRITE | EV_PERSIST, conn_writable, conn);
     exchange_start(&conn->exchange, &worker_service(worker)->router, worker_loop(worker),
-                   exchange_done);
+                   worker_room(worker), exchange_done);
     atomic_fetch_add(&worker_service(worker)->connections, 1);
     worker_add(worker, conn, &conn->link);
     conn->reading = true;

@@ -6,6 +6,8 @@
 #ifndef LIARA_LOG_H
 #define LIARA_LOG_H
 
+#include <stdbool.h>
+
 /* As syslog's and systemd's numbers. */
 enum log_level {
     LOG_LEVEL_ERROR = 3,
@@ -21,7 +23,9 @@ void log_open(enum log_level level);
 void log_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void log_warning(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void log_info(const char *format, ...) __attribute__((format(printf, 1, 2)));
-/* For what happens per request; not even formatted unless the level asks for it. */
 void log_debug(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* Whether log_debug() shows anything: to be asked first where every request comes by. */
+bool log_debugging(void);
 
 #endif

@@ -91,14 +91,14 @@ bool output_line_with_fd(struct output *output, size_t length, int fd, struct va
     return true;
 }
 
-static bool copy_value(struct output *output, struct value *value)
+bool output_line_with_bytes(struct output *output, size_t line, const uint8_t *bytes, size_t length)
 {
-    char *room = output_room(output, value->length + 1u);
+    char *room = output_room(output, line + length + 1);
     if (room == NULL)
         return false;
-    memcpy(room, value_bytes(value), value->length);
-    room[value->length] = '\n';
-    return output_line(output, value->length + 1u);
+    memcpy(room + line, bytes, length);
+    room[line + length] = '\n';
+    return output_line(output, line + length + 1);
 }
 
 static bool refer_to_value(struct output *output, struct value *value)
@@ -117,8 +117,9 @@ static bool refer_to_value(struct output *output, struct value *value)
 
 bool output_value(struct output *output, struct value *value)
 {
-    bool ok = value->length <= OUTPUT_COPY_MAX ? copy_value(output, value)
-                                               : refer_to_value(output, value);
+    bool ok = value->length <= OUTPUT_COPY_MAX
+                  ? output_line_with_bytes(output, 0, value_bytes(value), value->length)
+                  : refer_to_value(output, value);
     value_unref(value);
     return ok;
 }

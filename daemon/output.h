@@ -35,6 +35,10 @@ char *output_room(struct output *output, size_t size);
 /* Takes length bytes of the room. false where memory is short: the stream is lost. */
 bool output_line(struct output *output, size_t length);
 
+/* The same, with length bytes and an LF behind the line, which are copied. As output_line(). */
+bool output_line_with_bytes(struct output *output, size_t line, const uint8_t *bytes,
+                            size_t length);
+
 /* Adds the value's bytes and an LF, and takes the reference, whatever it returns. As output_line().
  */
 bool output_value(struct output *output, struct value *value);

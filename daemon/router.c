@@ -100,6 +100,11 @@ static enum router_next answer_get(struct exchange *exchange, enum store_status 
         exchange->reply.lease = exchange->session.leased;
         return ROUTER_REPLY;
     }
+    if (call->copied) {
+        answer_sized(exchange, REPLY_VALUE);
+        exchange->bytes = call->room;
+        return ROUTER_REPLY;
+    }
     if (call->fd >= 0) {
         answer_sized(exchange, REPLY_FD);
         answer_fd(exchange, call->fd, call->offset);
@@ -380,6 +385,7 @@ static enum router_next (*const routes[VERB_COUNT])(struct exchange *, const str
 enum router_next router_start(struct exchange *exchange, const struct request *request, int *fd)
 {
     exchange->value = NULL;
+    exchange->bytes = NULL;
     exchange->fd = -1;
     if (request->verb == VERB_PUT && request->fd)
         return start_put_fd(exchange, request, fd);
@@ -387,14 +393,15 @@ enum router_next router_start(struct exchange *exchange, const struct request *r
 }
 
 void exchange_start(struct exchange *exchange, const struct router *router, struct loop *loop,
-                    void (*done)(struct exchange *exchange))
+                    uint8_t room[CACHE_ROOM], void (*done)(struct exchange *exchange))
 {
     exchange->router = router;
     exchange->on_pool = false;
     exchange->value = NULL;
+    exchange->bytes = NULL;
     exchange->fd = -1;
     exchange->done = done;
-    cache_session_start(&exchange->session, router->cache, loop, session_done);
+    cache_session_start(&exchange->session, router->cache, loop, room, session_done);
 }
 
 bool exchange_busy(struct exchange *exchange)

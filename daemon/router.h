@@ -39,13 +39,16 @@ struct exchange {
     struct reply reply;
     /* ROUTER_BODY: to be filled; with a reply: its bytes. The caller's reference. */
     struct value *value;
+    /* With a reply: its bytes, where they are no value; they hold until the loop's next request. */
+    const uint8_t *bytes;
     int fd; /* with REPLY_FD: value's own, or where value is NULL the caller's to close; else -1 */
     enum router_next (*answer)(struct exchange *exchange, enum store_status status);
     void (*done)(struct exchange *exchange);
 };
 
+/* room: as of cache_session_start(). */
 void exchange_start(struct exchange *exchange, const struct router *router, struct loop *loop,
-                    void (*done)(struct exchange *exchange));
+                    uint8_t room[CACHE_ROOM], void (*done)(struct exchange *exchange));
 
 /*
  * Starts the request. *fd is the descriptor that came with it, or -1; it is taken, and -1 put

@@ -63,9 +63,7 @@ struct value *value_new(const uint8_t *key, size_t key_length, uint32_t length)
     value->length = length;
     value->key_length = (uint16_t)key_length;
     value->expires = CLOCK_NEVER;
-    value->hash = 0;
     atomic_init(&value->shared, 0);
-    value->next = NULL;
     memcpy(value->data, key, key_length);
     return value;
 }

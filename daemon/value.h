@@ -19,14 +19,14 @@
 struct value {
     atomic_uint references;
     uint32_t flags;
-    uint32_t length;         /* of the bytes */
-    uint16_t key_length;     /* 1 to MESSAGE_KEY_MAX */
-    _Atomic uint16_t shared; /* see value_share(); 0: not */
-    int64_t expires;         /* clock_now()'s milliseconds, or CLOCK_NEVER */
-    /* The three below belong to the memory store's table alone. */
-    uint64_t hash;
-    _Atomic uint64_t used; /* clock_tick() of the last use */
-    struct value *next;
+    uint32_t length;           /* of the bytes */
+    uint16_t key_length;       /* 1 to MESSAGE_KEY_MAX */
+    _Atomic uint16_t shared;   /* see value_share(); 0: not */
+    int64_t expires;           /* clock_now()'s milliseconds, or CLOCK_NEVER */
+    union {                    /* the memory store's alone */
+        _Atomic uint64_t used; /* when it was last, in the store's own time */
+        struct value *next;    /* among those taken out together */
+    };
     uint8_t data[]; /* the key, then the bytes */
 };
 

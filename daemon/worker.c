@@ -30,6 +30,7 @@ struct worker {
     bool started;
     struct conn *conns;
     char *spare; /* the buffer given back last */
+    uint8_t room[CACHE_ROOM];
     pthread_t thread;
 };
 
@@ -105,6 +106,11 @@ void worker_give_buffer(struct worker *worker, char *buffer)
         worker->spare = buffer;
     else
         free(buffer);
+}
+
+uint8_t *worker_room(struct worker *worker)
+{
+    return worker->room;
 }
 
 static void refuse(int fd)

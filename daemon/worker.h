@@ -49,6 +49,9 @@ struct service *worker_service(struct worker *worker);
 void worker_add(struct worker *worker, struct conn *conn, struct conn_link *link);
 void worker_remove(struct worker *worker, struct conn_link *link);
 
+/* For conn.c: the room of cache_session_start(), one for all of the worker's connections. */
+uint8_t *worker_room(struct worker *worker);
+
 /* For conn.c: a buffer of CONN_BUFFER bytes, from a spare one if there is any; NULL where memory is
  * short. What was taken goes back by worker_give_buffer(). */
 enum { CONN_BUFFER = 16384 };

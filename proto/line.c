@@ -5,7 +5,7 @@
 /* A value is followed by one LF: a length of UINT64_MAX could not be passed over. */
 #define VALUE_BYTES_MAX (UINT64_MAX - 1)
 
-enum { NUMBER_DIGITS_MAX = 20, QUOTE_BYTES_MAX = 16 };
+enum { WORD_BYTES = 16, NUMBER_DIGITS_MAX = 20, QUOTE_BYTES_MAX = 16 };
 
 /* What a line can hold beside its first word and its key, in the order in which it is written. */
 enum field {
@@ -26,7 +26,7 @@ enum field {
 enum field_type { TYPE_BARE, TYPE_U32, TYPE_U64 };
 
 struct field_rule {
-    const char *name;
+    char name[WORD_BYTES];
     size_t name_length;
     enum field_type type;
     uint64_t min, max;
@@ -63,7 +63,7 @@ enum key_rule { KEY_NONE, KEY_OPTIONAL, KEY_REQUIRED };
 
 /* One kind of line. */
 struct form {
-    const char *word;
+    char word[WORD_BYTES];
     size_t word_length;
     enum key_rule key;
     unsigned required; /* bits of fields */
@@ -314,6 +314,15 @@ static bool copy_plain(void *out, const void *in)
     return true;
 }
 
+/* The same for a run of at least eight bytes; the last eight may be copied twice in part. */
+static bool copy_plain_run(uint8_t *out, const uint8_t *in, size_t length)
+{
+    for (size_t at = 0; at + 8 < length; at += 8)
+        if (!copy_plain(out + at, in + at))
+            return false;
+    return copy_plain(out + length - 8, in + length - 8);
+}
+
 static bool is_plain(uint8_t byte)
 {
     return byte > 0x20 && byte < 0x7F && byte != '%';
@@ -348,11 +357,6 @@ static size_t decode_run(uint8_t *key, size_t size, const char *text, size_t len
 {
     size_t in = 0, out = 0;
     while (in < length && out < size) {
-        if (length - in >= 8 && size - out >= 8 && copy_plain(key + out, text + in)) {
-            in += 8;
-            out += 8;
-            continue;
-        }
         size_t step = decode_byte(key + out, text + in, length - in);
         if (step == 0)
             break;
@@ -376,12 +380,9 @@ size_t line_encode_key(char *out, size_t size, const uint8_t *key, size_t length
 {
     static const char hex[] = "0123456789ABCDEF";
     size_t in = 0, used = 0;
+    if (length >= 8 && size >= length && copy_plain_run((uint8_t *)out, key, length))
+        return length;
     while (in < length) {
-        if (length - in >= 8 && size - used >= 8 && copy_plain(out + used, key + in)) {
-            in += 8;
-            used += 8;
-            continue;
-        }
         uint8_t byte = key[in++];
         if (size - used < (is_plain(byte) ? 1 : 3))
             return 0;
@@ -396,11 +397,27 @@ size_t line_encode_key(char *out, size_t size, const uint8_t *key, size_t length
     return used;
 }
 
+/* The usual key, without an escape, as a whole; false says nothing about it. */
+static bool read_plain_key(struct reader *line, struct request *request)
+{
+    size_t left = (size_t)(line->end - line->at);
+    const char *space = memchr(line->at, ' ', left);
+    size_t length = space != NULL ? (size_t)(space - line->at) : left;
+    if (length < 8 || length > MESSAGE_KEY_MAX ||
+        !copy_plain_run(request->key, (const uint8_t *)line->at, length))
+        return false;
+    request->key_length = (uint32_t)length;
+    line->at += length;
+    return true;
+}
+
 static enum fault read_key(struct reader *line, struct request *request)
 {
     if (!more_words(line))
         return line->form->key == KEY_REQUIRED ? FAULT_NO_KEY : FAULT_NONE;
     line->at++;
+    if (read_plain_key(line, request))
+        return FAULT_NONE;
     size_t used;
     size_t left = (size_t)(line->end - line->at);
     request->key_length =
@@ -588,20 +605,46 @@ static void write_bytes(struct writer *line, const char *bytes, size_t length)
     line->at += length;
 }
 
+static void write_byte(struct writer *line, char byte)
+{
+    if (line->at == NULL || line->at == line->end)
+        line->at = NULL;
+    else
+        *line->at++ = byte;
+}
+
+/* A word of the protocol, of which text has WORD_BYTES bytes: where there is room, copied at once.
+ */
+static void write_word(struct writer *line, const char text[WORD_BYTES], size_t length)
+{
+    if (line->at == NULL || line->end - line->at < WORD_BYTES) {
+        write_bytes(line, text, length);
+        return;
+    }
+    memcpy(line->at, text, WORD_BYTES);
+    line->at += length;
+}
+
 static void write_number(struct writer *line, uint64_t number)
 {
-    char digits[NUMBER_DIGITS_MAX];
-    size_t begin = sizeof(digits);
+    char digits[2 * NUMBER_DIGITS_MAX]; /* the second half only to be copied from */
+    size_t begin = NUMBER_DIGITS_MAX;
     do {
         digits[--begin] = (char)('0' + number % 10);
         number /= 10;
     } while (number != 0);
-    write_bytes(line, digits + begin, sizeof(digits) - begin);
+    size_t length = NUMBER_DIGITS_MAX - begin;
+    if (line->at == NULL || line->end - line->at < NUMBER_DIGITS_MAX) {
+        write_bytes(line, digits + begin, length);
+        return;
+    }
+    memcpy(line->at, digits + begin, NUMBER_DIGITS_MAX);
+    line->at += length;
 }
 
 static void write_key(struct writer *line, const uint8_t *key, size_t length)
 {
-    write_bytes(line, " ", 1);
+    write_byte(line, ' ');
     if (line->at == NULL)
         return;
     size_t used = line_encode_key(line->at, (size_t)(line->end - line->at), key, length);
@@ -610,11 +653,11 @@ static void write_key(struct writer *line, const uint8_t *key, size_t length)
 
 static void write_option(struct writer *line, const struct field_rule *field, uint64_t number)
 {
-    write_bytes(line, " ", 1);
-    write_bytes(line, field->name, field->name_length);
+    write_byte(line, ' ');
+    write_word(line, field->name, field->name_length);
     if (field->type == TYPE_BARE)
         return;
-    write_bytes(line, "=", 1);
+    write_byte(line, '=');
     write_number(line, number);
 }
 
@@ -632,7 +675,7 @@ static void write_fields(struct writer *line, const struct form *form,
 {
     if (form->required & BIT(FIELD_LENGTH)) {
         uint64_t length = get_field(message, &fields[FIELD_LENGTH]);
-        write_bytes(line, " ", 1);
+        write_byte(line, ' ');
         write_number(line, length);
         if (length > fields[FIELD_LENGTH].max)
             line->at = NULL;
@@ -661,11 +704,11 @@ size_t line_format_request(char *out, size_t size, const struct request *request
         return 0;
 
     struct writer line = {out, out + size};
-    write_bytes(&line, form->word, form->word_length);
+    write_word(&line, form->word, form->word_length);
     if (form->key != KEY_NONE && request->key_length > 0)
         write_key(&line, request->key, request->key_length);
     write_fields(&line, form, request_fields, request);
-    write_bytes(&line, "\n", 1);
+    write_byte(&line, '\n');
     return line.at == NULL ? 0 : (size_t)(line.at - out);
 }
 
@@ -678,7 +721,7 @@ static void write_error(struct writer *line, const struct reply *reply)
     write_bytes(line, "ERROR ", 6);
     write_bytes(line, name, strlen(name));
     if (length > 0) {
-        write_bytes(line, " ", 1);
+        write_byte(line, ' ');
         write_bytes(line, text, length);
     }
 }
@@ -692,10 +735,10 @@ size_t line_format_reply(char *out, size_t size, const struct reply *reply)
         write_error(&line, reply);
     } else {
         const struct form *form = &reply_forms[reply->kind];
-        write_bytes(&line, form->word, form->word_length);
+        write_word(&line, form->word, form->word_length);
         write_fields(&line, form, reply_fields, reply);
     }
-    write_bytes(&line, "\n", 1);
+    write_byte(&line, '\n');
     return line.at == NULL ? 0 : (size_t)(line.at - out);
 }
 

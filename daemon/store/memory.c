@@ -20,23 +20,31 @@
 enum {
     SHARD_BITS = 10,
     SHARDS = 1 << SHARD_BITS,
-    BUCKETS_FIRST = 4,
+    SLOTS_FIRST = 8,
     SAMPLES = 16,     /* residents of which the least worthy is evicted */
     EVICT_SLICE = 64, /* victims until others get a turn */
     WALK_SLICE = 4    /* shards until others get a turn */
 };
 
+/*
+ * Open addressing with linear probing. A look-up goes through the tags, which are 32 bits of each
+ * value's hash, and touches a value only where its tag says that this is the one; a tag is also all
+ * that is needed to place its value anew when the table grows.
+ */
 struct shard {
     pthread_mutex_t lock;
-    uint32_t mask; /* buckets - 1 */
+    uint32_t mask; /* slots - 1 */
     uint32_t count;
-    struct value **buckets;
+    uint32_t *tags; /* of the slots; 0: free. Behind values, in the same memory */
+    struct value **values;
 } __attribute__((aligned(64)));
 
 struct memory {
     struct store store;
-    _Atomic uint64_t size; /* of all residents, by value_cost() */
+    /* What changes with every PUT, apart from what every GET reads. */
+    _Atomic uint64_t size __attribute__((aligned(64))); /* of all residents, by value_cost() */
     _Atomic uint64_t entries;
+    _Atomic uint64_t clock;  /* counts insertions: the time in which uses are told apart */
     _Atomic uint64_t cursor; /* where the next search for victims begins */
     struct shard shards[SHARDS];
 };
@@ -61,30 +69,48 @@ static struct shard *shard_of(struct memory *memory, uint64_t hash)
     return &memory->shards[hash >> (64 - SHARD_BITS)];
 }
 
-static struct value **bucket_of(struct shard *shard, uint64_t hash)
+static uint32_t tag_of(uint64_t hash)
 {
-    return &shard->buckets[hash & shard->mask];
+    uint32_t tag = (uint32_t)hash;
+    return tag != 0 ? tag : 1;
 }
 
-/* The link that points to the key's value, or to NULL at its chain's end. The lock is held. */
-static struct value **find(struct shard *shard, uint64_t hash, const uint8_t *key, size_t length)
+static bool has_key(const struct value *value, const struct store_call *call)
 {
-    struct value **link = bucket_of(shard, hash);
-    for (; *link != NULL; link = &(*link)->next) {
-        const struct value *value = *link;
-        if (value->hash == hash && value->key_length == length &&
-            memcmp(value_key(value), key, length) == 0)
-            break;
+    return value->key_length == call->key_length &&
+           memcmp(value_key(value), call->key, call->key_length) == 0;
+}
+
+/* The slot of the call's key, or the free one where it would be put. The lock is held. */
+static uint32_t find(const struct shard *shard, const struct store_call *call)
+{
+    uint32_t tag = tag_of(call->hash), slot = tag & shard->mask;
+    while (shard->tags[slot] != 0 &&
+           (shard->tags[slot] != tag || !has_key(shard->values[slot], call)))
+        slot = (slot + 1) & shard->mask;
+    return slot;
+}
+
+/* Those behind it close the gap, lest a search ends there before it has met them. */
+static void free_slot(struct shard *shard, uint32_t gap)
+{
+    uint32_t mask = shard->mask;
+    for (uint32_t slot = (gap + 1) & mask; shard->tags[slot] != 0; slot = (slot + 1) & mask) {
+        uint32_t home = shard->tags[slot] & mask;
+        if (((slot - home) & mask) < ((slot - gap) & mask))
+            continue;
+        shard->tags[gap] = shard->tags[slot];
+        shard->values[gap] = shard->values[slot];
+        gap = slot;
     }
-    return link;
+    shard->tags[gap] = 0;
 }
 
-/* Takes *link out of its chain; the table's reference is the caller's. The lock is held. */
-static struct value *take_out(struct memory *memory, struct shard *shard, struct value **link)
+/* Empties the slot; the table's reference is the caller's. The lock is held. */
+static struct value *take_out(struct memory *memory, struct shard *shard, uint32_t slot)
 {
-    struct value *value = *link;
-    *link = value->next;
-    value->next = NULL;
+    struct value *value = shard->values[slot];
+    free_slot(shard, slot);
     shard->count--;
     atomic_fetch_sub_explicit(&memory->size, value_cost(value), memory_order_relaxed);
     atomic_fetch_sub_explicit(&memory->entries, 1, memory_order_relaxed);
@@ -92,37 +118,55 @@ static struct value *take_out(struct memory *memory, struct shard *shard, struct
 }
 
 /* As find(), but a value past its end is taken out, into *expired, and is not found. */
-static struct value **find_live(struct memory *memory, struct shard *shard,
-                                const struct store_call *call, struct value **expired)
+static uint32_t find_live(struct memory *memory, struct shard *shard, const struct store_call *call,
+                          struct value **expired)
 {
-    struct value **link = find(shard, call->hash, call->key, call->key_length);
+    uint32_t slot = find(shard, call);
     *expired = NULL;
-    if (*link != NULL && (*link)->expires != CLOCK_NEVER &&
-        store_expired((*link)->expires, clock_now())) {
-        *expired = take_out(memory, shard, link);
-        link = find(shard, call->hash, call->key, call->key_length);
-    }
-    return link;
+    if (shard->tags[slot] == 0 || shard->values[slot]->expires == CLOCK_NEVER ||
+        !store_expired(shard->values[slot]->expires, clock_now()))
+        return slot;
+    *expired = take_out(memory, shard, slot);
+    return find(shard, call);
 }
 
-/* Where memory for twice the buckets is short, the chains just get longer. The lock is held. */
+/* Gives the shard so many slots, a power of two, all free. false: memory is short. */
+static bool new_slots(struct shard *shard, uint32_t count)
+{
+    struct value **values = calloc(count, sizeof(*values) + sizeof(*shard->tags));
+    if (values == NULL)
+        return false;
+    shard->values = values;
+    shard->tags = (uint32_t *)(void *)(values + count);
+    shard->mask = count - 1;
+    return true;
+}
+
 static void grow(struct shard *shard)
 {
-    uint32_t count = (shard->mask + 1) * 2;
-    struct value **buckets = calloc(count, sizeof(*buckets));
-    if (buckets == NULL)
+    struct shard before = *shard;
+    if (!new_slots(shard, (before.mask + 1) * 2))
         return;
-    for (uint32_t i = 0; i <= shard->mask; i++) {
-        for (struct value *value = shard->buckets[i], *next; value != NULL; value = next) {
-            next = value->next;
-            struct value **bucket = &buckets[value->hash & (count - 1)];
-            value->next = *bucket;
-            *bucket = value;
-        }
+    for (uint32_t i = 0; i <= before.mask; i++) {
+        if (before.tags[i] == 0)
+            continue;
+        uint32_t slot = before.tags[i] & shard->mask;
+        while (shard->tags[slot] != 0)
+            slot = (slot + 1) & shard->mask;
+        shard->tags[slot] = before.tags[i];
+        shard->values[slot] = before.values[i];
     }
-    free(shard->buckets);
-    shard->buckets = buckets;
-    shard->mask = count - 1;
+    free(before.values);
+}
+
+/* Room for one more. Where memory to grow is short it goes on until one slot is left, which ends
+ * searches. The lock is held. */
+static bool has_room(struct shard *shard)
+{
+    uint32_t slots = shard->mask + 1;
+    if (shard->count >= slots - slots / 8)
+        grow(shard);
+    return shard->count < shard->mask;
 }
 
 /* How much a value deserves to stay: the victim is the lowest of some residents. */
@@ -131,34 +175,50 @@ static uint64_t worth(const struct value *value)
     return atomic_load_explicit(&value->used, memory_order_relaxed);
 }
 
+/* The least worthy of the residents that were looked at. */
+struct victim {
+    struct value *value;
+    uint64_t worth;
+    unsigned seen;
+};
+
+/* Looks at the next residents from slot start on. The lock is held. */
+static void look_for_victim(const struct shard *shard, uint32_t start, struct victim *victim)
+{
+    for (uint32_t n = 0; n <= shard->mask && victim->seen < SAMPLES && shard->count > 0; n++) {
+        uint32_t slot = (start + n) & shard->mask;
+        if (shard->tags[slot] == 0)
+            continue;
+        victim->seen++;
+        uint64_t its_worth = worth(shard->values[slot]);
+        if (victim->value != NULL && its_worth >= victim->worth)
+            continue;
+        victim->value = shard->values[slot];
+        victim->worth = its_worth;
+    }
+}
+
 /*
  * A reference to the least worthy of some residents that stand together at a random place, or NULL
  * where there are none. With few residents it looks at them all.
  */
 static struct value *choose_victim(struct memory *memory)
 {
-    struct value *victim = NULL;
-    unsigned seen = 0;
+    struct victim victim = {0};
     uint64_t start =
         atomic_fetch_add_explicit(&memory->cursor, 0x9E3779B97F4A7C15, memory_order_relaxed);
-    for (unsigned i = 0; i < SHARDS && seen < SAMPLES; i++) {
+    for (unsigned i = 0; i < SHARDS && victim.seen < SAMPLES; i++) {
         struct shard *shard = &memory->shards[((start >> 32) + i) % SHARDS];
-        struct value *unwanted = victim;
+        struct value *unwanted = victim.value;
         pthread_mutex_lock(&shard->lock);
-        for (uint32_t n = 0; n <= shard->mask && seen < SAMPLES && shard->count > 0; n++) {
-            struct value *value = shard->buckets[((uint32_t)start + n) & shard->mask];
-            for (; value != NULL; value = value->next, seen++) {
-                if (victim == NULL || worth(value) < worth(victim))
-                    victim = value;
-            }
-        }
-        if (victim != unwanted)
-            value_ref(victim);
+        look_for_victim(shard, (uint32_t)start, &victim);
+        if (victim.value != unwanted)
+            value_ref(victim.value);
         pthread_mutex_unlock(&shard->lock);
-        if (victim != unwanted)
+        if (victim.value != unwanted)
             value_unref(unwanted);
     }
-    return victim;
+    return victim.value;
 }
 
 /* false: there is nobody left to evict. */
@@ -167,14 +227,14 @@ static bool evict_one(struct memory *memory)
     struct value *victim = choose_victim(memory);
     if (victim == NULL)
         return false;
-    struct shard *shard = shard_of(memory, victim->hash);
+    struct store_call call = {.key = value_key(victim), .key_length = victim->key_length};
+    call.hash = store_hash(call.key, call.key_length);
+    struct shard *shard = shard_of(memory, call.hash);
     struct value *evicted = NULL;
     pthread_mutex_lock(&shard->lock);
-    struct value **link = bucket_of(shard, victim->hash);
-    while (*link != NULL && *link != victim)
-        link = &(*link)->next;
-    if (*link != NULL)
-        evicted = take_out(memory, shard, link);
+    uint32_t slot = find(shard, &call);
+    if (shard->tags[slot] != 0 && shard->values[slot] == victim)
+        evicted = take_out(memory, shard, slot);
     pthread_mutex_unlock(&shard->lock);
     value_unref(evicted);
     value_unref(victim);
@@ -194,34 +254,46 @@ static bool reserve(struct memory *memory, uint64_t cost)
     return true;
 }
 
+/* The lock is held and the key is not there. */
+static enum store_status add(struct memory *memory, struct shard *shard, struct store_call *call,
+                             struct value *value)
+{
+    if (!has_room(shard))
+        return store_fail(call, ERROR_BUSY, "no memory for a larger table; try again");
+    uint32_t slot = find(shard, call);
+    shard->tags[slot] = tag_of(call->hash);
+    shard->values[slot] = value;
+    shard->count++;
+    atomic_fetch_add_explicit(&memory->entries, 1, memory_order_relaxed);
+    return STORE_OK;
+}
+
 /* Puts the value, for which room is reserved, into the table, which takes the reference. */
 static enum store_status insert(struct memory *memory, struct store_call *call, struct value *value)
 {
     struct shard *shard = shard_of(memory, call->hash);
-    struct value *expired, *replaced = NULL;
+    struct value *expired, *unwanted = NULL;
     enum store_status status = STORE_OK;
-    value->hash = call->hash;
-    atomic_store_explicit(&value->used, clock_tick(), memory_order_relaxed);
+    uint64_t now = atomic_fetch_add_explicit(&memory->clock, 1, memory_order_relaxed) + 1;
+    atomic_store_explicit(&value->used, now, memory_order_relaxed);
 
     pthread_mutex_lock(&shard->lock);
-    struct value **link = find_live(memory, shard, call, &expired);
-    if (*link != NULL && call->overwrite)
-        replaced = take_out(memory, shard, link);
-    if (*link != NULL && replaced == NULL) {
-        status = STORE_EXISTS;
-        replaced = value;
-        atomic_fetch_sub_explicit(&memory->size, value_cost(value), memory_order_relaxed);
+    uint32_t slot = find_live(memory, shard, call, &expired);
+    if (shard->tags[slot] == 0) {
+        status = add(memory, shard, call, value);
+        unwanted = status == STORE_OK ? NULL : value;
+    } else if (call->overwrite) {
+        unwanted = shard->values[slot];
+        shard->values[slot] = value;
     } else {
-        struct value **bucket = bucket_of(shard, call->hash);
-        value->next = *bucket;
-        *bucket = value;
-        atomic_fetch_add_explicit(&memory->entries, 1, memory_order_relaxed);
-        if (++shard->count > shard->mask)
-            grow(shard);
+        unwanted = value;
+        status = STORE_EXISTS;
     }
+    if (unwanted != NULL)
+        atomic_fetch_sub_explicit(&memory->size, value_cost(unwanted), memory_order_relaxed);
     pthread_mutex_unlock(&shard->lock);
     value_unref(expired);
-    value_unref(replaced);
+    value_unref(unwanted);
     return status;
 }
 
@@ -230,7 +302,7 @@ static bool is_there(struct memory *memory, const struct store_call *call)
     struct shard *shard = shard_of(memory, call->hash);
     struct value *expired;
     pthread_mutex_lock(&shard->lock);
-    bool there = *find_live(memory, shard, call, &expired) != NULL;
+    bool there = shard->tags[find_live(memory, shard, call, &expired)] != 0;
     pthread_mutex_unlock(&shard->lock);
     value_unref(expired);
     return there;
@@ -312,35 +384,66 @@ static enum store_status memory_put(struct store *store, struct store_call *call
     return status == STORE_FAILED ? put_refused(call, status) : status;
 }
 
-static enum store_status memory_get(struct store *store, struct store_call *call)
+/* A use of the value. Between two insertions only the first is noted: those that all read share the
+ * value's cache line. */
+static void touch(struct memory *memory, struct value *value)
+{
+    uint64_t now = atomic_load_explicit(&memory->clock, memory_order_relaxed);
+    if (atomic_load_explicit(&value->used, memory_order_relaxed) != now)
+        atomic_store_explicit(&value->used, now, memory_order_relaxed);
+}
+
+static void describe(struct store_call *call, const struct value *value)
+{
+    call->length = value->length;
+    call->flags = value->flags;
+    call->expires = value->expires;
+}
+
+/* The value by reference, or copied where it is small and the caller has room. The lock is held. */
+static void hand_out(struct store_call *call, struct value *value)
+{
+    if (call->room_size == 0 || value->length > call->room_size) {
+        call->value = value_ref(value);
+        return;
+    }
+    describe(call, value);
+    memcpy(call->room, value_bytes(value), value->length);
+    call->copied = true;
+}
+
+/* what: done with the value if it is there, under the lock. */
+static enum store_status look(struct store *store, struct store_call *call,
+                              void (*what)(struct store_call *, struct value *))
 {
     struct memory *memory = memory_of(store);
     struct shard *shard = shard_of(memory, call->hash);
     struct value *expired;
     pthread_mutex_lock(&shard->lock);
-    struct value *value = *find_live(memory, shard, call, &expired);
-    if (value != NULL)
-        value_ref(value);
+    uint32_t slot = find_live(memory, shard, call, &expired);
+    bool found = shard->tags[slot] != 0;
+    if (found) {
+        what(call, shard->values[slot]);
+        touch(memory, shard->values[slot]);
+    }
     pthread_mutex_unlock(&shard->lock);
     value_unref(expired);
-    if (value == NULL)
-        return STORE_MISS;
-    atomic_store_explicit(&value->used, clock_tick(), memory_order_relaxed);
-    call->value = value;
-    return STORE_OK;
+    return found ? STORE_OK : STORE_MISS;
+}
+
+static enum store_status memory_get(struct store *store, struct store_call *call)
+{
+    return look(store, call, hand_out);
+}
+
+static void just_describe(struct store_call *call, struct value *value)
+{
+    describe(call, value);
 }
 
 static enum store_status memory_head(struct store *store, struct store_call *call)
 {
-    enum store_status status = memory_get(store, call);
-    if (status != STORE_OK)
-        return status;
-    call->length = call->value->length;
-    call->flags = call->value->flags;
-    call->expires = call->value->expires;
-    value_unref(call->value);
-    call->value = NULL;
-    return STORE_OK;
+    return look(store, call, just_describe);
 }
 
 static enum store_status memory_delete(struct store *store, struct store_call *call)
@@ -349,9 +452,9 @@ static enum store_status memory_delete(struct store *store, struct store_call *c
     struct shard *shard = shard_of(memory, call->hash);
     struct value *expired, *deleted = NULL;
     pthread_mutex_lock(&shard->lock);
-    struct value **link = find_live(memory, shard, call, &expired);
-    if (*link != NULL)
-        deleted = take_out(memory, shard, link);
+    uint32_t slot = find_live(memory, shard, call, &expired);
+    if (shard->tags[slot] != 0)
+        deleted = take_out(memory, shard, slot);
     pthread_mutex_unlock(&shard->lock);
     enum store_status status = deleted != NULL ? STORE_OK : STORE_MISS;
     value_unref(deleted);
@@ -371,17 +474,16 @@ static struct value *clear_shard(struct memory *memory, struct shard *shard,
 {
     struct value *cleared = NULL;
     pthread_mutex_lock(&shard->lock);
-    for (uint32_t i = 0; i <= shard->mask; i++) {
-        for (struct value **link = &shard->buckets[i]; *link != NULL;) {
-            if (!has_prefix(*link, call)) {
-                link = &(*link)->next;
-                continue;
-            }
-            struct value *value = take_out(memory, shard, link);
-            value->next = cleared;
-            cleared = value;
-            call->entries++;
+    for (uint32_t slot = 0; slot <= shard->mask;) {
+        if (shard->tags[slot] == 0 || !has_prefix(shard->values[slot], call)) {
+            slot++;
+            continue;
         }
+        /* Another may have moved into the slot: it is looked at again. */
+        struct value *value = take_out(memory, shard, slot);
+        value->next = cleared;
+        cleared = value;
+        call->entries++;
     }
     pthread_mutex_unlock(&shard->lock);
     return cleared;
@@ -409,13 +511,11 @@ static enum store_status memory_clear(struct store *store, struct store_call *ca
 static void count_shard(struct shard *shard, struct store_call *call)
 {
     pthread_mutex_lock(&shard->lock);
-    for (uint32_t i = 0; i <= shard->mask; i++) {
-        for (const struct value *value = shard->buckets[i]; value != NULL; value = value->next) {
-            if (!has_prefix(value, call))
-                continue;
-            call->entries++;
-            call->size += value_cost(value);
-        }
+    for (uint32_t slot = 0; slot <= shard->mask; slot++) {
+        if (shard->tags[slot] == 0 || !has_prefix(shard->values[slot], call))
+            continue;
+        call->entries++;
+        call->size += value_cost(shard->values[slot]);
     }
     pthread_mutex_unlock(&shard->lock);
 }
@@ -469,13 +569,10 @@ static enum store_status memory_persist(struct store *store, struct store_call *
 
 static void free_shard(struct shard *shard)
 {
-    for (uint32_t i = 0; shard->buckets != NULL && i <= shard->mask; i++) {
-        for (struct value *value = shard->buckets[i], *next; value != NULL; value = next) {
-            next = value->next;
-            value_unref(value);
-        }
-    }
-    free(shard->buckets);
+    for (uint32_t slot = 0; shard->values != NULL && slot <= shard->mask; slot++)
+        if (shard->tags[slot] != 0)
+            value_unref(shard->values[slot]);
+    free(shard->values);
     pthread_mutex_destroy(&shard->lock);
 }
 
@@ -497,9 +594,7 @@ static struct store *memory_open(const struct config *config, char *why, size_t 
     for (unsigned i = 0; ok && i < SHARDS; i++) {
         struct shard *shard = &memory->shards[i];
         pthread_mutex_init(&shard->lock, NULL);
-        shard->mask = BUCKETS_FIRST - 1;
-        shard->buckets = calloc(BUCKETS_FIRST, sizeof(*shard->buckets));
-        ok = shard->buckets != NULL;
+        ok = new_slots(shard, SLOTS_FIRST);
     }
     if (ok)
         return &memory->store;

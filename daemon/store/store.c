@@ -39,20 +39,32 @@ const char *store_names(void)
     return "memory, filesystem, sqlite, redis, null";
 }
 
-static store_method *method(const struct store_ops *ops, enum store_op op)
+static enum store_status run_method(struct store *store, struct store_call *call)
 {
-    store_method *const methods[] = {
-        [STORE_GET] = ops->get,         [STORE_HEAD] = ops->head,   [STORE_PUT] = ops->put,
-        [STORE_DELETE] = ops->delete,   [STORE_CLEAR] = ops->clear, [STORE_INSPECT] = ops->inspect,
-        [STORE_PERSIST] = ops->persist,
-    };
-    return methods[op];
+    const struct store_ops *ops = store->ops;
+    switch (call->op) {
+    case STORE_GET:
+        return ops->get(store, call);
+    case STORE_HEAD:
+        return ops->head(store, call);
+    case STORE_PUT:
+        return ops->put(store, call);
+    case STORE_DELETE:
+        return ops->delete (store, call);
+    case STORE_CLEAR:
+        return ops->clear(store, call);
+    case STORE_INSPECT:
+        return ops->inspect(store, call);
+    case STORE_PERSIST:
+        break;
+    }
+    return ops->persist(store, call);
 }
 
 static void run_call(struct pool_task *task)
 {
     struct store_call *call = container_of(task, struct store_call, task);
-    call->status = method(call->store->ops, call->op)(call->store, call);
+    call->status = run_method(call->store, call);
 }
 
 static void finish_call(struct pool_task *task)
@@ -224,11 +236,12 @@ enum store_status store_submit(struct store *store, struct store_call *call)
     call->store = store;
     call->hash = store_hash(call->key, call->key_length);
     call->fd = -1;
+    call->copied = false;
     if (call->op != STORE_PUT)
         call->value = NULL;
     call->status = STORE_PENDING;
     if (pool == NULL) {
-        enum store_status status = method(store->ops, call->op)(store, call);
+        enum store_status status = run_method(store, call);
         if (status != STORE_PENDING) /* else the call may already be another thread's */
             call->status = status;
         return status;

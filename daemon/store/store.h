@@ -35,7 +35,8 @@ enum store_status {
 };
 
 enum store_op {
-    STORE_GET,  /* value: out, a reference that is the caller's; or fd, where that is wanted */
+    STORE_GET,  /* value: out, a reference that is the caller's; or fd, where that is wanted; or
+                   copied, where there is room */
     STORE_HEAD, /* length, flags, expires: out */
     STORE_PUT,  /* value: in; the store takes the reference and nulls the field, whatever comes */
     STORE_DELETE,
@@ -54,6 +55,13 @@ struct store_call {
     uint32_t key_length;
     uint64_t hash;       /* store_hash(key), set by store_submit() */
     struct value *value; /* as above */
+
+    /* GET: where a store that answers at once may copy the value's bytes instead, if they are no
+     * more than room_size (0: it may not); then copied is set, and length, flags and expires are.
+     */
+    uint8_t *room;
+    uint32_t room_size;
+    bool copied;
 
     enum store_status status; /* the result, also where done() brings it */
     uint32_t flags;

@@ -237,8 +237,7 @@ static enum store_status tier_get(struct store *store, struct store_call *call)
 {
     struct tier *tier = tier_of(store);
     struct gate *gate = gate_of(tier, call->hash);
-    call->value = memory_look(tier, call);
-    if (call->value != NULL)
+    if (store_memory.get(tier->memory, call) == STORE_OK)
         return STORE_OK;
     pthread_mutex_lock(&gate->lock);
     struct entry *entry = entry_find(gate, call);
