@@ -4,9 +4,10 @@ BUILD   ?= build
 PREFIX  ?= /usr/local
 SYSCONF ?= /etc
 
-LIBRARIES   := libevent libevent_pthreads sqlite3 hiredis inih libxxhash libsystemd
+LIBRARIES   := libevent libevent_pthreads sqlite3 hiredis inih libxxhash libsystemd jemalloc
+ALLOCATOR   := -ljemalloc
 BUILD_NEEDS := gcc libc6-dev make pkgconf libevent-dev libsqlite3-dev libhiredis-dev libinih-dev \
-               libxxhash-dev libsystemd-dev
+               libxxhash-dev libsystemd-dev libjemalloc-dev
 # redis-tools has the server's program too, without the service that redis-server would start.
 CHECK_NEEDS := $(BUILD_NEEDS) check python3 redis-tools
 NEEDS       := $(BUILD_NEEDS)
@@ -45,7 +46,7 @@ $(BUILD)/packages.mk: Makefile
 	  echo "Something to build with is missing; 'make deps' installs it (as root, or with sudo)." >&2; exit 1; }
 	@mkdir -p $(@D)
 	@{ echo "LIB_CFLAGS := $$(pkg-config --cflags $(LIBRARIES))"; \
-	   echo "LIBS := $$(pkg-config --libs $(LIBRARIES))"; } > $@
+	   echo "LIBS := $$(pkg-config --libs $(filter-out $(ALLOCATOR:-l%=%),$(LIBRARIES)))"; } > $@
 # What these do themselves needs no library; what they start in a further make may.
 ifneq ($(filter-out clean deps check demo asan tsan gcov coverage bench uninstall,$(or $(MAKECMDGOALS),all)),)
 include $(BUILD)/packages.mk
@@ -56,9 +57,10 @@ $(BUILD)/obj/%.o: %.c | $(BUILD)/packages.mk
 	@echo "  CC   $<"
 	$(CC) $(CPPFLAGS) $(LIB_CFLAGS) $(CFLAGS) -c -o $@ $<
 
+# A sanitizer brings its own allocator.
 $(BUILD)/liara-cached: $(call objects,$(PROTO) $(DAEMON))
 	@echo "  LINK $@"
-	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
+	$(CC) $(LDFLAGS) -o $@ $^ $(if $(SANITIZE),,$(ALLOCATOR)) $(LIBS)
 
 $(BUILD)/libliara-cache.a: $(call objects,$(PROTO) $(CLIENT))
 	@echo "  AR   $@"
