@@ -17,8 +17,8 @@
 enum {
     COPY_BYTES = 64 * 1024,
     SEND_BYTES = 256 * 1024,
-    MAPPED_LEAST = 512 * 1024,
-    MAPPED_MOST = 4 * 1024 * 1024
+    RESERVE_LEAST = 1024 * 1024,
+    PIPE_BYTES = 1024 * 1024, /* the most that everybody may have */
 };
 
 static bool wait_for(int fd, short events)
@@ -115,35 +115,47 @@ static ssize_t send_range(int from, off_t *offset, size_t length, int to)
     return copy_file_range(from, offset, to, NULL, length, 0);
 }
 
-/* On a disk, that is: a file in memory would have small ones all the same. */
-static bool may_have_large_pages(int fd)
+/* From one end of the pipe to the file, all of it; less where the file takes no more. */
+static ssize_t drain(int pipe, size_t length, int to)
 {
-    struct stat file;
-    struct statfs system;
-    return fstat(fd, &file) == 0 && S_ISREG(file.st_mode) && fstatfs(fd, &system) == 0 &&
-           system.f_type != TMPFS_MAGIC;
+    size_t sent = 0;
+    ssize_t got = 1;
+    while (sent < length && got > 0) {
+        got = splice(pipe, NULL, to, NULL, length - sent, 0);
+        if (got > 0)
+            sent += (size_t)got;
+        else if (got < 0 && errno == EINTR)
+            got = 1;
+    }
+    return sent > 0 ? (ssize_t)sent : got;
 }
 
 /*
- * One large write lets the file system take large pages. Only the kernel reads what is mapped here:
- * where the file was cut, write() says so, and there is no SIGBUS.
+ * What sendfile() does, but through a pipe that holds more: the file gets larger pages. What was
+ * left in the pipe by an error is not counted, and goes with it.
  */
-static ssize_t send_mapped(int from, off_t *offset, size_t length, int to)
+static ssize_t send_spliced(int from, off_t *offset, size_t length, int to)
 {
-    off_t before = *offset % sysconf(_SC_PAGESIZE);
-    size_t size = (length < MAPPED_MOST ? length : MAPPED_MOST) + (size_t)before;
+    struct stat file;
+    int ends[2];
     errno = EOPNOTSUPP;
-    if (length < MAPPED_LEAST || !may_have_large_pages(to))
+    if (fstat(to, &file) != 0 || !S_ISREG(file.st_mode) || pipe2(ends, O_CLOEXEC) != 0)
         return -1;
-    char *memory = mmap(NULL, size, PROT_READ, MAP_PRIVATE | MAP_POPULATE, from, *offset - before);
-    if (memory == MAP_FAILED)
-        return -1;
-    ssize_t sent = write(to, memory + before, size - (size_t)before);
+    fcntl(ends[1], F_SETPIPE_SZ, PIPE_BYTES);
+    ssize_t sent = 0, got = 1;
+    while ((size_t)sent < length && got > 0) {
+        off_t at = *offset;
+        got = splice(from, &at, ends[1], NULL, length - (size_t)sent, 0);
+        if (got > 0)
+            got = drain(ends[0], (size_t)got, to);
+        sent += got > 0 ? got : 0;
+        *offset += got > 0 ? got : 0;
+    }
     int saved = errno;
-    munmap(memory, size);
+    close(ends[0]);
+    close(ends[1]);
     errno = saved;
-    *offset += sent > 0 ? sent : 0;
-    return sent;
+    return sent > 0 ? sent : got;
 }
 
 static ssize_t send_pages(int from, off_t *offset, size_t length, int to)
@@ -172,7 +184,7 @@ static bool send_by_hand(int from, off_t *offset, off_t end, int to)
 /* Which way goes depends on what the two are and where; the last one always goes if any does. */
 static bool send_all(int from, off_t *offset, off_t end, int to)
 {
-    static ssize_t (*const ways[])(int, off_t *, size_t, int) = {send_range, send_mapped,
+    static ssize_t (*const ways[])(int, off_t *, size_t, int) = {send_range, send_spliced,
                                                                  send_pages};
     for (size_t i = 0; i < sizeof(ways) / sizeof(ways[0]); i++) {
         ssize_t sent = 1;
@@ -183,6 +195,20 @@ static bool send_all(int from, off_t *offset, off_t end, int to)
         }
     }
     return *offset == end || send_by_hand(from, offset, end, to);
+}
+
+void file_expect(int to, uint64_t length)
+{
+    struct stat file;
+    struct statfs system;
+    int saved = errno;
+    if (length >= RESERVE_LEAST && length < INT64_MAX && fstat(to, &file) == 0 &&
+        S_ISREG(file.st_mode) && fstatfs(to, &system) == 0 && system.f_type == EXT4_SUPER_MAGIC) {
+        off_t at = lseek(to, 0, SEEK_CUR);
+        if (at >= 0)
+            fallocate(to, FALLOC_FL_KEEP_SIZE, at, (off_t)length);
+    }
+    errno = saved;
 }
 
 int64_t file_send(int from, off_t offset, off_t end, int to)

@@ -18,6 +18,12 @@ ssize_t file_read(int fd, void *bytes, size_t size, off_t offset);
 bool file_write(int fd, const void *bytes, size_t length);
 
 /*
+ * So many bytes are about to be written to the descriptor: where that makes the writes cheaper, a
+ * file gets its room at once. Its length stays, and whatever fails here the writes will say.
+ */
+void file_expect(int to, uint64_t length);
+
+/*
  * Writes the bytes from offset to end of the regular file from to the descriptor to, inside the
  * kernel where it can. Neither reads nor moves from's position. Returns the bytes written, less
  * than asked for only where from has ended; -1 with errno, EPIPE instead of a signal among them.

@@ -154,6 +154,7 @@ static enum liara_cache_status write_arriving(struct liara_cache *cache, int fd,
 
 enum liara_cache_status get_write(struct liara_cache *cache, const struct hit *hit, int fd)
 {
+    file_expect(fd, hit->reply.length);
     return hit->passed.fd >= 0 ? passed_write(cache, &hit->passed, fd)
                                : write_arriving(cache, fd, hit->reply.length);
 }

@@ -13,7 +13,8 @@
 enum {
     PIECE = 16 * 1024 * 1024, /* bytes between two calls of progress */
     MAP_LEAST = 256 * 1024,   /* bytes below which a copy costs less than the pages' faults */
-    HUGE_PAGE = 2 * 1024 * 1024
+    HUGE_PAGE = 2 * 1024 * 1024,
+    HUGE_LEAST = HUGE_PAGE / 2 /* from here on the daemon takes large pages */
 };
 
 static bool holds_value(int fd, uint64_t offset, uint64_t length)
@@ -99,17 +100,18 @@ static bool is_sealed(int fd)
 
 /*
  * Where large pages of the file, if it has any, can be mapped as such: at an address as far from a
- * large page's beginning as begin is.
+ * large page's beginning as begin is, and all of the last one, also where the file ends in it.
  */
 static char *map_aligned(int fd, off_t begin, size_t length, void **base, size_t *size)
 {
-    size_t room_size = length + HUGE_PAGE;
+    size_t more = (size_t) - (begin + (off_t)length) % HUGE_PAGE;
+    size_t room_size = length + more + HUGE_PAGE;
     char *room =
         mmap(NULL, room_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (room == MAP_FAILED)
         return NULL;
     size_t skip = ((uintptr_t)begin - (uintptr_t)room) % HUGE_PAGE;
-    char *memory = mmap(room + skip, length, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd, begin);
+    char *memory = mmap(room + skip, length + more, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd, begin);
     if (memory == MAP_FAILED) {
         munmap(room, room_size);
         return NULL;
@@ -135,7 +137,7 @@ const void *passed_map(const struct passed *passed, void **base, size_t *size)
         return NULL;
     off_t before = passed->offset % sysconf(_SC_PAGESIZE), begin = passed->offset - before;
     size_t length = (size_t)(passed->end - begin);
-    const char *memory = length < HUGE_PAGE ? map_anywhere(passed->fd, begin, length, base, size)
-                                            : map_aligned(passed->fd, begin, length, base, size);
+    const char *memory = length < HUGE_LEAST ? map_anywhere(passed->fd, begin, length, base, size)
+                                             : map_aligned(passed->fd, begin, length, base, size);
     return memory ? memory + before : NULL;
 }

@@ -1,14 +1,13 @@
 #include "value.h"
 
 #include "clock.h"
+#include "sealed.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 /* Descriptors of values that are shared, in slots from 1; what is free is 0. They are few, so that
@@ -79,13 +78,13 @@ static uint16_t take_slot(uint32_t length)
 {
     uint16_t slot = 0;
     pthread_mutex_lock(&shared_lock);
-    if (shared_bytes + length <= shared_bytes_max) {
+    if (shared_bytes + sealed_cost(length) <= shared_bytes_max) {
         for (slot = SHARED_MAX; slot > 0 && shared_fds[slot] != 0; slot--)
             ;
     }
     if (slot > 0) {
         shared_fds[slot] = -1;
-        shared_bytes += length;
+        shared_bytes += sealed_cost(length);
     }
     pthread_mutex_unlock(&shared_lock);
     return slot;
@@ -97,33 +96,8 @@ static void give_slot(uint16_t slot, uint32_t length)
     if (shared_fds[slot] > 0)
         close(shared_fds[slot]);
     shared_fds[slot] = 0;
-    shared_bytes -= length;
+    shared_bytes -= sealed_cost(length);
     pthread_mutex_unlock(&shared_lock);
-}
-
-static bool write_all(int fd, const uint8_t *bytes, uint32_t length)
-{
-    while (length > 0) {
-        ssize_t got = write(fd, bytes, length);
-        if (got < 0 && errno != EINTR)
-            return false;
-        bytes += got > 0 ? got : 0;
-        length -= got > 0 ? (uint32_t)got : 0;
-    }
-    return true;
-}
-
-/* Sealed, so that no holder can change what another one reads. */
-static int make_memfd(struct value *value)
-{
-    int fd = memfd_create("liara-cache-value", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    if (fd < 0)
-        return -1;
-    if (write_all(fd, value_bytes(value), value->length) &&
-        fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0)
-        return fd;
-    close(fd);
-    return -1;
 }
 
 bool value_share(struct value *value)
@@ -133,7 +107,7 @@ bool value_share(struct value *value)
     uint16_t slot = take_slot(value->length), none = 0;
     if (slot == 0)
         return false;
-    int fd = make_memfd(value);
+    int fd = sealed_file(value_bytes(value), value->length);
     pthread_mutex_lock(&shared_lock);
     shared_fds[slot] = fd;
     pthread_mutex_unlock(&shared_lock);

@@ -1522,6 +1522,29 @@ START_TEST(value_is_taken_in_the_same_ways)
 }
 END_TEST
 
+/* Large pages are mapped as such only where they lie in memory as they lie in the file. */
+START_TEST(large_value_is_mapped_where_large_pages_can_be)
+{
+    enum { LARGE_PAGE = 2 * 1024 * 1024 };
+    static const uint32_t sizes[] = {LARGE_PAGE / 2, LARGE_PAGE + 1, 2 * LARGE_PAGE};
+    struct liara_cache_mapping mapping;
+    passed_length = sizes[_i];
+    char *value = calloc(1, passed_length);
+    memset(value + passed_length - 10, 'v', 10);
+    passed_file = value_file(SEALED, value, passed_length);
+    play(pass_then_pong);
+    ck_status(liara_cache_map(cache, "k", 1, &mapping), LIARA_CACHE_OK);
+    ck_assert_uint_eq((uintptr_t)mapping.bytes % LARGE_PAGE, AHEAD);
+    ck_assert_uint_ge(mapping.size, LARGE_PAGE);
+    ck_assert_mem_eq(mapping.bytes, value, passed_length);
+    liara_cache_unmap(&mapping);
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_OK);
+    end_play();
+    close(passed_file);
+    free(value);
+}
+END_TEST
+
 START_TEST(small_value_is_opened_as_a_file_nobody_can_change)
 {
     struct liara_cache_file file;
@@ -1945,6 +1968,28 @@ START_TEST(descriptor_for_what_can_not_be_written)
 }
 END_TEST
 
+/* The kernel takes a part of what the pipe between holds, then nothing more. */
+START_TEST(descriptor_for_a_file_that_may_not_grow)
+{
+    char *bytes = large_value();
+    struct liara_cache_value value;
+    const struct rlimit limit = {LARGE / 2 + 100, RLIM_INFINITY};
+    passed_length = LARGE;
+    passed_file = value_file(SEALED, bytes, LARGE);
+    play(pass_then_pong);
+    int fd = open(fake.folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    signal(SIGXFSZ, SIG_IGN);
+    ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &limit), 0);
+    ck_status(liara_cache_get_fd(cache, "k", 1, fd, 0, &value), LIARA_CACHE_LOCAL);
+    ck_assert_int_eq(errno, EFBIG);
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_OK);
+    end_play();
+    close(fd);
+    close(passed_file);
+    free(bytes);
+}
+END_TEST
+
 static void pong_often(struct fake *f)
 {
     const struct timespec late = {0, f->parameter};
@@ -2077,6 +2122,7 @@ static TCase *descriptors(void)
     TCase *tests = tcase_create("descriptors");
     tcase_add_loop_test(tests, descriptor_brings_the_value, 0, TAKES * LYINGS * SIZES);
     tcase_add_loop_test(tests, value_is_taken_in_the_same_ways, 0, TAKES);
+    tcase_add_loop_test(tests, large_value_is_mapped_where_large_pages_can_be, 0, 3);
     tcase_add_test(tests, small_value_is_opened_as_a_file_nobody_can_change);
     tcase_add_loop_test(tests, descriptor_that_does_not_have_the_value_is_refused, 0,
                         TAKES * FALSE_LINES);
@@ -2092,6 +2138,7 @@ static TCase *descriptors(void)
     tcase_add_test(tests, get_with_a_lease_takes_a_descriptor);
     tcase_add_loop_test(tests, descriptor_is_copied_to_the_end_of_a_file, 0, LYINGS);
     tcase_add_loop_test(tests, descriptor_is_copied_to_a_pipe, 0, 2 * LYINGS);
+    tcase_add_test(tests, descriptor_for_a_file_that_may_not_grow);
     tcase_add_loop_test(tests, descriptor_for_what_can_not_be_written, 0, 2);
     return tests;
 }

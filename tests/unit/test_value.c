@@ -1,11 +1,17 @@
 #include "suite.h"
 
 #include "../../daemon/clock.h"
+#include "../../daemon/sealed.h"
 #include "../../daemon/value.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 enum { THREADS = 8, ROUNDS = 20000 };
 
@@ -155,6 +161,119 @@ START_TEST(threads_share_the_limit)
 }
 END_TEST
 
+enum { MIB = 1 << 20, SHARED_MOST = 256 };
+
+static uint8_t *numbers(size_t length)
+{
+    uint32_t *words = malloc(length + sizeof(*words));
+    ck_assert_ptr_nonnull(words);
+    for (size_t i = 0; i <= length / sizeof(*words); i++)
+        words[i] = (uint32_t)i * 2654435761u;
+    return (uint8_t *)words;
+}
+
+/* Lengths around those from which the file, or the last part of it, is in large pages. */
+static const uint32_t sealed_lengths[] = {0,       1,           4097,     MIB - 1,
+                                          MIB,     MIB + 1,     2 * MIB,  3 * MIB - 1,
+                                          3 * MIB, 5 * MIB + 9, 16 * MIB, 16 * MIB + 100};
+enum { SEALED_LENGTHS = sizeof(sealed_lengths) / sizeof(sealed_lengths[0]) };
+
+START_TEST(a_sealed_file_has_the_bytes)
+{
+    uint32_t length = sealed_lengths[_i];
+    uint8_t *bytes = numbers(length), *found = malloc(length + 1);
+    struct stat file;
+    int fd = sealed_file(bytes, length);
+    ck_assert_int_ge(fd, 0);
+    ck_assert_int_eq(fstat(fd, &file), 0);
+    ck_assert_int_eq(file.st_size, length);
+    ck_assert_int_eq(pread(fd, found, length + 1, 0), length);
+    ck_assert_mem_eq(found, bytes, length);
+    ck_assert_uint_le((uint64_t)file.st_blocks * 512, sealed_cost(length));
+    ck_assert_uint_le(sealed_cost(length), length < MIB ? length + 4095 : 2 * (uint64_t)length);
+    close(fd);
+    free(found);
+    free(bytes);
+}
+END_TEST
+
+START_TEST(a_sealed_file_can_not_be_changed)
+{
+    int fd = sealed_file((const uint8_t *)"value", 5);
+    ck_assert_int_ge(fd, 0);
+    ck_assert_int_eq(fcntl(fd, F_GETFD), FD_CLOEXEC);
+    ck_assert_int_lt(pwrite(fd, "x", 1, 0), 0);
+    ck_assert_int_lt(ftruncate(fd, 4), 0);
+    ck_assert_int_lt(ftruncate(fd, 6), 0);
+    ck_assert_int_lt(fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE), 0);
+    ck_assert_ptr_eq(mmap(NULL, 5, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), MAP_FAILED);
+    close(fd);
+}
+END_TEST
+
+static struct value *new_shared(uint32_t length)
+{
+    struct value *value = value_new((const uint8_t *)"key", 3, length);
+    ck_assert_ptr_nonnull(value);
+    memset(value_bytes(value), 'v', length);
+    return value;
+}
+
+START_TEST(a_value_is_shared_once)
+{
+    char bytes[6] = "";
+    struct value *value = new_value("key", "bytes");
+    ck_assert_int_eq(value_shared(value), -1);
+    ck_assert(value_share(value));
+    int fd = value_shared(value);
+    ck_assert_int_eq(pread(fd, bytes, 6, 0), 5);
+    ck_assert_str_eq(bytes, "bytes");
+    ck_assert(value_share(value));
+    ck_assert_int_eq(value_shared(value), fd);
+    value_unref(value);
+    ck_assert_int_eq(fcntl(fd, F_GETFD), -1);
+}
+END_TEST
+
+/* Each takes a large page, of which it fills a half and a bit. */
+START_TEST(all_shared_values_together_are_bounded)
+{
+    static struct value *values[SHARED_MOST];
+    int count = 0;
+    do {
+        values[count] = new_shared(MIB + MIB / 4);
+    } while (value_share(values[count]) && ++count < SHARED_MOST);
+    ck_assert_int_eq(count, SHARED_MOST / 2);
+    ck_assert_int_eq(value_shared(values[count]), -1);
+    value_unref(values[0]);
+    ck_assert(value_share(values[count]));
+    for (int i = 1; i <= count; i++)
+        value_unref(values[i]);
+    ck_assert_uint_eq(value_total(), 0);
+}
+END_TEST
+
+static void *share_it(void *arg)
+{
+    return value_share(arg) ? arg : NULL;
+}
+
+START_TEST(threads_share_a_value_s_descriptor)
+{
+    pthread_t threads[THREADS];
+    struct value *value = new_shared(MIB);
+    for (int i = 0; i < THREADS; i++)
+        ck_assert_int_eq(pthread_create(&threads[i], NULL, share_it, value), 0);
+    for (int i = 0; i < THREADS; i++) {
+        void *shared;
+        pthread_join(threads[i], &shared);
+        ck_assert_ptr_eq(shared, value);
+    }
+    ck_assert_int_ge(fcntl(value_shared(value), F_GETFD), 0);
+    value_unref(value);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("value");
@@ -167,5 +286,10 @@ int main(void)
     tcase_add_test(tcase, the_largest_length_is_refused_by_a_limit);
     tcase_add_test(tcase, threads_share_a_value);
     tcase_add_test(tcase, threads_share_the_limit);
+    tcase_add_loop_test(tcase, a_sealed_file_has_the_bytes, 0, SEALED_LENGTHS);
+    tcase_add_test(tcase, a_sealed_file_can_not_be_changed);
+    tcase_add_test(tcase, a_value_is_shared_once);
+    tcase_add_test(tcase, all_shared_values_together_are_bounded);
+    tcase_add_test(tcase, threads_share_a_value_s_descriptor);
     return suite_run(suite);
 }
