@@ -21,7 +21,7 @@ enum {
     SIGNALS = 3,
     PERSIST_SLICE_MS = 100,
     PERSIST_PATIENCE_MS = 60000,
-    DESCRIPTORS_BESIDE = 256 /* of stores, loops, locks */
+    DESCRIPTORS_BESIDE = 4096 + 256 /* of shared values, of stores, loops, locks */
 };
 
 struct daemon {

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -13,7 +14,8 @@ enum {
     OUTPUT_IOVECS = 64,
     /* A piece of its own costs the kernel more than copying these few bytes costs us. */
     OUTPUT_COPY_MAX = 256,
-    OUTPUT_WRITES = 8 /* in a row, then others get a turn */
+    OUTPUT_WRITES = 8,    /* in a row, then others get a turn */
+    OUTPUT_WIDE = 1 << 20 /* asked for; net.core.wmem_max may allow less */
 };
 
 char *output_room(struct output *output, size_t size)
@@ -106,13 +108,12 @@ static bool refer_to_value(struct output *output, struct value *value)
     struct output_piece *piece = new_piece(output);
     if (piece == NULL)
         return false;
-    *piece = (struct output_piece){.value = value_ref(value), .length = value->length, .fd = -1};
-    output->bytes += value->length;
-    char *room = output_room(output, 1);
-    if (room == NULL)
-        return false;
-    *room = '\n';
-    return output_line(output, 1);
+    *piece = (struct output_piece){.value = value_ref(value),
+                                   .file = value_shared(value) >= 0,
+                                   .length = value->length + 1,
+                                   .fd = -1};
+    output->bytes += value->length + 1;
+    return true;
 }
 
 bool output_value(struct output *output, struct value *value)
@@ -124,13 +125,14 @@ bool output_value(struct output *output, struct value *value)
     return ok;
 }
 
-/* A descriptor goes with the first byte of what is sent together, so it ends what is before it. */
+/* A descriptor goes with the first byte of what is sent together, so it ends what is before it, and
+ * so does a file. */
 static int gather(const struct output *output, struct iovec *iov)
 {
     int count = 0;
     for (; count < OUTPUT_IOVECS && (unsigned)count < output->count; count++) {
         const struct output_piece *piece = &output->pieces[output->first + (unsigned)count];
-        if (piece->fd >= 0 && count > 0)
+        if (piece->file || (piece->fd >= 0 && count > 0))
             break;
         char *base = piece->value != NULL ? (char *)value_bytes(piece->value) : output->text;
         iov[count] = (struct iovec){.iov_base = base + piece->offset, .iov_len = piece->length};
@@ -166,6 +168,18 @@ static ssize_t send_text(const struct output *output, int fd)
     return send(fd, output->text + piece->offset, piece->length, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
+/* The socket takes the file's pages by reference, so that wide costs no memory. */
+static ssize_t send_file(struct output *output, int fd)
+{
+    const struct output_piece *piece = &output->pieces[output->first];
+    const int wide = OUTPUT_WIDE;
+    off_t offset = piece->offset;
+    if (!output->wide)
+        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &wide, sizeof(wide));
+    output->wide = true;
+    return sendfile(fd, value_shared(piece->value), &offset, piece->length);
+}
+
 static ssize_t send_some(const struct output *output, int fd)
 {
     struct iovec iov[OUTPUT_IOVECS];
@@ -192,7 +206,9 @@ enum output_result output_flush(struct output *output, int fd)
             return OUTPUT_BLOCKED;
         const struct output_piece *first = &output->pieces[output->first];
         bool plain = output->count == 1 && first->value == NULL && first->fd < 0;
-        ssize_t got = plain ? send_text(output, fd) : send_some(output, fd);
+        ssize_t got = plain         ? send_text(output, fd)
+                      : first->file ? send_file(output, fd)
+                                    : send_some(output, fd);
         if (got >= 0)
             sent(output, (size_t)got);
         else if (errno == EAGAIN || errno == EWOULDBLOCK)
@@ -211,5 +227,5 @@ void output_clear(struct output *output)
     }
     free(output->text);
     free(output->pieces);
-    *output = (struct output){0};
+    *output = (struct output){.wide = output->wide};
 }

@@ -12,6 +12,7 @@
 
 struct output_piece {
     struct value *value; /* NULL: bytes of text */
+    bool file;           /* sent from the value's descriptor */
     uint32_t offset;     /* into text, or into the value's bytes */
     uint32_t length;     /* what is still to be sent */
     int fd;              /* to be passed along with the first byte of text, or -1 */
@@ -24,6 +25,7 @@ struct output {
     struct output_piece *pieces;
     unsigned first, count, size;
     uint64_t bytes; /* to be sent in all */
+    bool wide;      /* the socket takes much at a time */
 };
 
 enum output_result { OUTPUT_EMPTY, OUTPUT_BLOCKED, OUTPUT_FAILED };
@@ -52,7 +54,7 @@ bool output_line_with_fd(struct output *output, size_t length, int fd, struct va
 /* Sends what the socket takes. OUTPUT_BLOCKED: more is left. OUTPUT_FAILED: errno says why. */
 enum output_result output_flush(struct output *output, int fd);
 
-/* Frees what it holds; it is empty and can be used again. */
+/* Frees what it holds; it is empty and can be used again, for the same socket. */
 void output_clear(struct output *output);
 
 #endif

@@ -73,19 +73,20 @@ static void shared(struct share *share)
 {
     struct exchange *exchange = container_of(share, struct exchange, share);
     exchange->on_pool = false;
-    if (value_shared(exchange->value) >= 0)
+    if (exchange->session.call.wants_fd && value_shared(exchange->value) >= 0)
         answer_fd(exchange, value_shared(exchange->value), 0);
     exchange->done(exchange);
 }
 
-/* A large value goes as a descriptor, for which it may have to be copied first. */
+/* A large value goes as a descriptor, or out of one, for which it may have to be copied first. */
 static enum router_next answer_large(struct exchange *exchange)
 {
     int fd = value_shared(exchange->value);
-    if (fd >= 0) {
+    bool wants_fd = exchange->session.call.wants_fd;
+    if (fd >= 0 && wants_fd)
         answer_fd(exchange, fd, 0);
+    if (fd >= 0 || (!wants_fd && !value_worth_sharing(exchange->value)))
         return ROUTER_REPLY;
-    }
     exchange->on_pool = true;
     share_start(&exchange->share, exchange->router->files, exchange->session.call.loop,
                 exchange->value, shared);
@@ -113,8 +114,7 @@ static enum router_next answer_get(struct exchange *exchange, enum store_status 
     }
     answer_value(exchange, call->value);
     call->value = NULL;
-    return call->wants_fd && exchange->value->length >= FD_MIN ? answer_large(exchange)
-                                                               : ROUTER_REPLY;
+    return exchange->value->length >= FD_MIN ? answer_large(exchange) : ROUTER_REPLY;
 }
 
 static enum router_next answer_head(struct exchange *exchange, enum store_status status)

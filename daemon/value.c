@@ -12,11 +12,12 @@
 
 /* Descriptors of values that are shared, in slots from 1; what is free is 0. They are few, so that
  * they can't use up the process's descriptors, and hold few bytes, for each is a second copy. */
-enum { SHARED_MAX = 512 };
+enum { SHARED_MAX = 4096, SHARED_NOT = 0, SHARED_WANTED = UINT16_MAX };
 static const uint64_t shared_bytes_max = 256 << 20;
 static pthread_mutex_t shared_lock = PTHREAD_MUTEX_INITIALIZER;
 static int shared_fds[SHARED_MAX + 1];
 static uint64_t shared_bytes;
+static atomic_bool shared_full; /* a slot was not to be had, and none has been given back since */
 
 static _Atomic uint64_t total;
 static _Atomic uint64_t limit = UINT64_MAX;
@@ -46,7 +47,7 @@ static bool take_bytes(uint64_t cost)
 
 struct value *value_new(const uint8_t *key, size_t key_length, uint32_t length)
 {
-    uint64_t cost = sizeof(struct value) + key_length + length;
+    uint64_t cost = sizeof(struct value) + key_length + length + 1;
     if (!take_bytes(cost)) {
         errno = ENOBUFS;
         return NULL;
@@ -64,6 +65,7 @@ struct value *value_new(const uint8_t *key, size_t key_length, uint32_t length)
     value->expires = CLOCK_NEVER;
     atomic_init(&value->shared, 0);
     memcpy(value->data, key, key_length);
+    value->data[key_length + (size_t)length] = '\n';
     return value;
 }
 
@@ -86,6 +88,7 @@ static uint16_t take_slot(uint32_t length)
         shared_fds[slot] = -1;
         shared_bytes += sealed_cost(length);
     }
+    atomic_store_explicit(&shared_full, slot == 0, memory_order_relaxed);
     pthread_mutex_unlock(&shared_lock);
     return slot;
 }
@@ -97,31 +100,50 @@ static void give_slot(uint16_t slot, uint32_t length)
         close(shared_fds[slot]);
     shared_fds[slot] = 0;
     shared_bytes -= sealed_cost(length);
+    atomic_store_explicit(&shared_full, false, memory_order_relaxed);
     pthread_mutex_unlock(&shared_lock);
+}
+
+bool value_worth_sharing(struct value *value)
+{
+    uint16_t none = SHARED_NOT;
+    if (atomic_compare_exchange_strong(&value->shared, &none, SHARED_WANTED))
+        return false;
+    return none == SHARED_WANTED && !atomic_load_explicit(&shared_full, memory_order_relaxed);
+}
+
+/* Another thread may have been faster: then its copy serves. */
+static bool set_slot(struct value *value, uint16_t slot)
+{
+    uint16_t before = atomic_load(&value->shared);
+    while (before == SHARED_NOT || before == SHARED_WANTED) {
+        if (atomic_compare_exchange_weak(&value->shared, &before, slot))
+            return true;
+    }
+    return false;
 }
 
 bool value_share(struct value *value)
 {
     if (value_shared(value) >= 0)
         return true;
-    uint16_t slot = take_slot(value->length), none = 0;
+    uint16_t slot = take_slot(value->length);
     if (slot == 0)
         return false;
-    int fd = sealed_file(value_bytes(value), value->length);
+    int fd = sealed_file(value_bytes(value), value->length + 1);
     pthread_mutex_lock(&shared_lock);
     shared_fds[slot] = fd;
     pthread_mutex_unlock(&shared_lock);
-    /* Another thread may have been faster: then its copy serves. */
-    if (fd >= 0 && atomic_compare_exchange_strong(&value->shared, &none, slot))
+    if (fd >= 0 && set_slot(value, slot))
         return true;
     give_slot(slot, value->length);
-    return none != 0;
+    return value_shared(value) >= 0;
 }
 
 int value_shared(const struct value *value)
 {
     uint16_t slot = atomic_load(&value->shared);
-    return slot > 0 ? shared_fds[slot] : -1;
+    return slot != SHARED_NOT && slot != SHARED_WANTED ? shared_fds[slot] : -1;
 }
 
 void value_unref(struct value *value)
@@ -131,7 +153,7 @@ void value_unref(struct value *value)
         return;
     atomic_fetch_sub_explicit(&total, value_cost(value), memory_order_relaxed);
     uint16_t slot = atomic_load_explicit(&value->shared, memory_order_relaxed);
-    if (slot > 0)
+    if (slot != SHARED_NOT && slot != SHARED_WANTED)
         give_slot(slot, value->length);
     free(value);
 }

@@ -27,7 +27,7 @@ struct value {
         _Atomic uint64_t used; /* when it was last, in the store's own time */
         struct value *next;    /* among those taken out together */
     };
-    uint8_t data[]; /* the key, then the bytes */
+    uint8_t data[]; /* the key, the bytes, and an LF, with which they are sent */
 };
 
 /* Bytes that all live values may hold together, with their headers; UINT64_MAX: no bound. Any
@@ -51,13 +51,16 @@ struct value *value_ref(struct value *value);
 void value_unref(struct value *value);
 
 /*
- * The descriptor of a sealed memfd with the value's bytes, for clients to read them without a copy
- * through the socket; it stays the value's. value_share() makes it, which copies the bytes once:
- * false where a bound on the number and the bytes of all of them is reached, or memory is short.
- * value_shared() returns it, or -1. Any thread that holds a reference.
+ * The descriptor of a sealed memfd with the value's bytes and an LF, for clients to read them
+ * without a copy through the socket, and for the socket to take them without a copy; it stays the
+ * value's. value_share() makes it, which copies the bytes once: false where a bound on the number
+ * and the bytes of all of them is reached, or memory is short. value_shared() returns it, or -1.
+ * value_worth_sharing(): whether it is to be made for a value that is sent through a socket: not
+ * the first time, nor where a bound is reached. Any thread that holds a reference.
  */
 bool value_share(struct value *value);
 int value_shared(const struct value *value);
+bool value_worth_sharing(struct value *value);
 
 static inline const uint8_t *value_key(const struct value *value)
 {
@@ -72,7 +75,7 @@ static inline uint8_t *value_bytes(struct value *value)
 /* What the value costs in memory, header and key included. */
 static inline uint64_t value_cost(const struct value *value)
 {
-    return sizeof(*value) + value->key_length + value->length;
+    return sizeof(*value) + value->key_length + value->length + 1;
 }
 
 #endif

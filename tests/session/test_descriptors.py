@@ -172,6 +172,43 @@ class Descriptors:
         else:
             self.assertEqual(self.ours.value(line), b"value")
 
+    def test_a_large_value_sent_again_and_again(self):
+        """From the second time on it may come out of a descriptor of the daemon's."""
+        if self.backend == "null":
+            return
+        for length in (64 * 1024 - 1, 64 * 1024, MIB + 3, 5 * MIB):
+            data = random.Random(length).randbytes(length)
+            self.assertEqual(self.ours.put(f"key{length}", data, " flags=9"), "STORED")
+            for _ in range(3):
+                self.assertEqual(self.ours.get(f"key{length}"), data)
+            self.ours.send(f"GET key{length}\nGET nothing\n" * 6)
+            for _ in range(6):
+                self.assertEqual(self.ours.line().split(" ttl=")[0], f"VALUE {length} flags=9")
+                self.assertEqual(self.ours.exactly(length + 1), data + b"\n")
+                self.assertEqual(self.ours.line(), "MISS")
+        self.assertEqual(self.ours.ask("CLEAR"), "OK entries=4")
+
+    def test_a_large_value_changes_while_a_slow_client_has_not_read_it(self):
+        if self.backend == "null":
+            return
+        old, new = (random.Random(seed).randbytes(3 * MIB) for seed in (1, 2))
+        self.ours.put("key", old)
+        for _ in range(3):
+            self.assertEqual(self.ours.get("key"), old)
+        slow = self.client(self.served)
+        slow.send("GET key\n" * 4)
+        self.assertEqual(slow.line().split(" ttl=")[0], f"VALUE {3 * MIB}")
+        self.assertEqual(self.ours.put("key", new, " overwrite"), "STORED")
+        self.assertEqual(self.ours.get("key"), new)
+        self.assertEqual(self.ours.ask("DELETE key"), "DELETED")
+        self.assertEqual(slow.exactly(3 * MIB + 1), old + b"\n")
+        for _ in range(3):
+            line = slow.line()
+            if line != "MISS":
+                self.assertEqual(line.split(" ttl=")[0], f"VALUE {3 * MIB}")
+                self.assertIn(slow.exactly(3 * MIB + 1), (old + b"\n", new + b"\n"))
+        slow.close()
+
 
 for name in BACKENDS:
     class_name = f"Descriptors_{name}"

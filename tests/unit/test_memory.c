@@ -173,7 +173,7 @@ END_TEST
  */
 START_TEST(the_least_recently_used_goes)
 {
-    start(10 * (sizeof(struct value) + 5 + 1000));
+    start(10 * (sizeof(struct value) + 5 + 1000 + 1));
     char key[KEY_SIZE];
     struct ask get = {.finished = 0};
     for (int i = 0; i < 10; i++) {
@@ -202,7 +202,7 @@ END_TEST
 START_TEST(a_large_value_takes_its_room_in_slices)
 {
     enum { SMALL = 5000 };
-    uint64_t max = SMALL * (sizeof(struct value) + 10 + 100);
+    uint64_t max = SMALL * (sizeof(struct value) + 10 + 100 + 1);
     start(max);
     char key[KEY_SIZE];
     for (int i = 0; i < SMALL; i++) {

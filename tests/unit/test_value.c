@@ -40,7 +40,7 @@ START_TEST(an_empty_value_is_one)
 {
     struct value *value = new_value("k", "");
     ck_assert_uint_eq(value->length, 0);
-    ck_assert_uint_eq(value_cost(value), sizeof(*value) + 1);
+    ck_assert_uint_eq(value_cost(value), sizeof(*value) + 1 + 1); /* key, LF */
     value_unref(value);
 }
 END_TEST
@@ -146,7 +146,7 @@ static void *fill_up(void *arg)
 START_TEST(threads_share_the_limit)
 {
     pthread_t threads[THREADS];
-    uint64_t worst[THREADS] = {0}, sum = 0, cost = sizeof(struct value) + 1003;
+    uint64_t worst[THREADS] = {0}, sum = 0, cost = sizeof(struct value) + 1003 + 1;
     value_set_limit(3 * cost);
     for (int i = 0; i < THREADS; i++)
         ck_assert_int_eq(pthread_create(&threads[i], NULL, fill_up, &worst[i]), 0);
@@ -221,17 +221,37 @@ static struct value *new_shared(uint32_t length)
 
 START_TEST(a_value_is_shared_once)
 {
-    char bytes[6] = "";
+    char bytes[8] = "";
     struct value *value = new_value("key", "bytes");
     ck_assert_int_eq(value_shared(value), -1);
     ck_assert(value_share(value));
     int fd = value_shared(value);
-    ck_assert_int_eq(pread(fd, bytes, 6, 0), 5);
-    ck_assert_str_eq(bytes, "bytes");
+    ck_assert_int_eq(pread(fd, bytes, 7, 0), 6);
+    ck_assert_str_eq(bytes, "bytes\n");
     ck_assert(value_share(value));
     ck_assert_int_eq(value_shared(value), fd);
     value_unref(value);
     ck_assert_int_eq(fcntl(fd, F_GETFD), -1);
+}
+END_TEST
+
+START_TEST(it_is_worth_sharing_the_second_time)
+{
+    struct value *value = new_shared(100);
+    ck_assert(!value_worth_sharing(value));
+    ck_assert_int_eq(value_shared(value), -1);
+    ck_assert(value_worth_sharing(value));
+    ck_assert(value_share(value));
+    ck_assert(!value_worth_sharing(value));
+    value_unref(value);
+}
+END_TEST
+
+START_TEST(an_lf_stands_behind_the_bytes)
+{
+    struct value *value = new_shared(100);
+    ck_assert_int_eq(value_bytes(value)[100], '\n');
+    value_unref(value);
 }
 END_TEST
 
@@ -289,6 +309,8 @@ int main(void)
     tcase_add_loop_test(tcase, a_sealed_file_has_the_bytes, 0, SEALED_LENGTHS);
     tcase_add_test(tcase, a_sealed_file_can_not_be_changed);
     tcase_add_test(tcase, a_value_is_shared_once);
+    tcase_add_test(tcase, it_is_worth_sharing_the_second_time);
+    tcase_add_test(tcase, an_lf_stands_behind_the_bytes);
     tcase_add_test(tcase, all_shared_values_together_are_bounded);
     tcase_add_test(tcase, threads_share_a_value_s_descriptor);
     return suite_run(suite);
