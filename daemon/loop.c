@@ -14,16 +14,27 @@
 
 /*
  * How far polling is trusted: it rises with every wait that ended, or would have ended, within the
- * budget, and falls faster with every one that did not.
+ * budget, and falls faster with every one that did not. Who yields where others want the core has
+ * lost it for a time slice, some milliseconds, for which its clients wait: after that there is no
+ * polling for a while, and for twice as long if it happens again soon.
  */
-enum { TRUST_MAX = 16, TRUST_MIN = 4, TRUST_LOST = 4, YIELD_LONG_US = 100 };
+enum {
+    TRUST_MAX = 16,
+    TRUST_MIN = 4,
+    TRUST_LOST = 4,
+    YIELD_LONG_US = 100,
+    PENALTY_FIRST_US = 100000,
+    PENALTY_MAX_US = 3200000
+};
 
 struct loop {
     unsigned index;
     unsigned busy_poll; /* microseconds */
     unsigned trust;
-    bool worked; /* since it was last cleared */
-    int wake;    /* an eventfd, readable once the inbox is not empty or the loop is to stop */
+    unsigned penalty; /* microseconds, the last one */
+    uint64_t barred;  /* now_us() until which there is no polling */
+    bool worked;      /* since it was last cleared */
+    int wake;         /* an eventfd, readable once the inbox is not empty or the loop is to stop */
     atomic_bool stopping;
     struct event_base *base;
     struct event *wake_event;
@@ -144,19 +155,28 @@ static void judge(struct loop *loop, bool paid)
         loop->trust -= loop->trust < TRUST_LOST ? loop->trust : TRUST_LOST;
 }
 
-/* Others get the core between two looks; where they keep it for long, the machine has better to do.
- */
+static void bar_polling(struct loop *loop, uint64_t now)
+{
+    bool soon = now < loop->barred + 4 * (uint64_t)loop->penalty;
+    loop->penalty = soon ? loop->penalty * 2 : PENALTY_FIRST_US;
+    if (loop->penalty > PENALTY_MAX_US)
+        loop->penalty = PENALTY_MAX_US;
+    loop->barred = now + loop->penalty;
+    loop->trust = 0;
+}
+
+/* Others get the core between two looks. */
 static bool poll_until(struct loop *loop, uint64_t end)
 {
-    for (uint64_t before = now_us(); before < end; before = now_us()) {
+    for (uint64_t now = now_us(); now < end && loop->trust > 0;) {
         event_base_loop(loop->base, EVLOOP_NONBLOCK);
         if (loop->worked || atomic_load(&loop->stopping))
             return true;
+        uint64_t before = now_us();
         sched_yield();
-        if (now_us() - before > YIELD_LONG_US)
-            loop->trust = 0;
-        if (loop->trust == 0)
-            break;
+        now = now_us();
+        if (now - before > YIELD_LONG_US)
+            bar_polling(loop, now);
     }
     return false;
 }
@@ -165,12 +185,12 @@ static bool poll_until(struct loop *loop, uint64_t end)
 static bool wait_and_work(struct loop *loop)
 {
     uint64_t start = now_us();
+    bool polled = loop->trust >= TRUST_MIN && start >= loop->barred;
     loop->worked = false;
-    if (loop->trust >= TRUST_MIN && poll_until(loop, start + loop->busy_poll)) {
+    if (polled && poll_until(loop, start + loop->busy_poll)) {
         judge(loop, true);
         return true;
     }
-    bool polled = loop->trust >= TRUST_MIN;
     bool ok = event_base_loop(loop->base, EVLOOP_ONCE | EVLOOP_NO_EXIT_ON_EMPTY) >= 0;
     judge(loop, !polled && loop->worked && now_us() - start < loop->busy_poll);
     return ok;
