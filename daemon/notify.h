@@ -11,7 +11,6 @@
 #include <stdatomic.h>
 
 struct service;
-struct worker;
 
 /* A question to a worker, whether it still runs its loop. */
 struct notify_ping {
@@ -22,8 +21,6 @@ struct notify_ping {
 struct notify {
     struct loop *loop; /* the main one */
     struct service *service;
-    struct worker **workers;
-    unsigned count;
     struct notify_ping *pings;
     struct loop_timer timer;
     int64_t interval; /* milliseconds */
@@ -31,8 +28,7 @@ struct notify {
 };
 
 /* Says READY and goes on from the main loop's timer. false where memory is short. */
-bool notify_start(struct notify *notify, struct loop *loop, struct service *service,
-                  struct worker **workers, unsigned count);
+bool notify_start(struct notify *notify, struct loop *loop, struct service *service);
 
 /* Says that the configuration is read again, and that it has been. */
 void notify_reloading(void);

@@ -1,5 +1,6 @@
 /*
- * A worker: a thread with one event loop, which accepts connections and keeps those it accepted.
+ * A worker: a thread with one event loop, which accepts connections. Those it accepts it keeps, or
+ * gives to the worker that has the fewest, if that has fewer by some; from then on they stay.
  */
 #ifndef LIARA_WORKER_H
 #define LIARA_WORKER_H
@@ -15,7 +16,9 @@ struct service {
     struct router router;
     const struct limits *limits;
     struct store *store;
-    int listener;                 /* a listening, non-blocking socket */
+    int listener;            /* a listening, non-blocking socket */
+    struct worker **workers; /* all of them, before the first is started */
+    unsigned worker_count;
     _Atomic uint32_t connections; /* of all workers */
 };
 
