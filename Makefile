@@ -14,9 +14,10 @@ NEEDS       := $(BUILD_NEEDS)
 
 WARN   := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith \
           -Wcast-qual -Wwrite-strings -Wundef -Wvla -Wformat=2
-CFLAGS ?= -O2 -g
+# A request crosses many small functions of as many files: together they are a fifth shorter.
+CFLAGS ?= -O3 -g $(if $(findstring clang,$(CC)),,-flto=auto -ffat-lto-objects)
 override CPPFLAGS += -D_GNU_SOURCE -DLIARA_VERSION='"$(VERSION)"'
-override CFLAGS   += -std=gnu17 -fPIC -fvisibility=hidden -pthread -MMD -MP $(WARN) $(SANITIZE)
+override CFLAGS   += -std=gnu17 -fPIC -fvisibility=hidden -pthread -MMD -MP $(WARN) $(WERROR) $(SANITIZE)
 override LDFLAGS  += -pthread -Wl,--as-needed -Wl,-z,relro,-z,now $(SANITIZE)
 
 asan := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
@@ -146,8 +147,8 @@ asan tsan gcov:
 
 check:
 	@$(MAKE) --no-print-directory deps NEEDS="$(CHECK_NEEDS)"
-	@$(again) all CFLAGS="-O2 -g -Werror"
-	@! command -v clang >/dev/null || $(again) all CC=clang BUILD=$(BUILD)/clang CFLAGS="-O2 -g -Werror"
+	@$(again) all WERROR=-Werror
+	@! command -v clang >/dev/null || $(again) all CC=clang BUILD=$(BUILD)/clang WERROR=-Werror
 	@$(again) asan
 	@$(again) tsan
 	@tests/run $(BUILD)
