@@ -34,6 +34,8 @@ struct daemon {
     struct event *signals[SIGNALS];
     struct listener listener;
     struct service service;
+    struct worker **workers;
+    unsigned worker_count;
     struct notify notify;
 };
 
@@ -138,23 +140,19 @@ static bool start_listening(struct daemon *daemon)
     return true;
 }
 
-/* None runs before all are there: they give each other connections. */
 static bool start_workers(struct daemon *daemon)
 {
-    struct service *service = &daemon->service;
     unsigned count = daemon->config->workers;
-    service->workers = calloc(count, sizeof(struct worker *));
-    for (; service->workers != NULL && service->worker_count < count; service->worker_count++) {
-        unsigned i = service->worker_count;
-        service->workers[i] = worker_new(service, i, daemon->config->busy_poll);
-        if (service->workers[i] == NULL)
+    daemon->workers = calloc(count, sizeof(struct worker *));
+    for (unsigned i = 0; daemon->workers != NULL && i < count; i++) {
+        daemon->workers[i] = worker_new(&daemon->service, i, daemon->config->busy_poll);
+        if (daemon->workers[i] == NULL)
+            return false;
+        daemon->worker_count++;
+        if (!worker_start(daemon->workers[i]))
             return false;
     }
-    for (unsigned i = 0; i < service->worker_count; i++) {
-        if (!worker_start(service->workers[i]))
-            return false;
-    }
-    return service->workers != NULL;
+    return daemon->workers != NULL;
 }
 
 static bool start(struct daemon *daemon)
@@ -168,7 +166,8 @@ static bool start(struct daemon *daemon)
     }
     if (!open_store(daemon) || !start_listening(daemon))
         return false;
-    if (!start_workers(daemon) || !notify_start(&daemon->notify, daemon->loop, &daemon->service)) {
+    if (!start_workers(daemon) || !notify_start(&daemon->notify, daemon->loop, &daemon->service,
+                                                daemon->workers, daemon->worker_count)) {
         log_error("can't start the workers: %m");
         return false;
     }
@@ -210,31 +209,25 @@ static void persist(struct daemon *daemon)
     store_detach(store, daemon->loop);
 }
 
-static void stop_workers(const struct service *service, int64_t milliseconds)
+static void stop_workers(struct daemon *daemon)
 {
-    for (unsigned i = 0; i < service->worker_count; i++)
-        worker_stop(service->workers[i], milliseconds);
-    for (unsigned i = 0; i < service->worker_count; i++)
-        worker_join(service->workers[i]);
-}
-
-static void free_workers(struct service *service)
-{
-    for (unsigned i = 0; i < service->worker_count; i++)
-        worker_free(service->workers[i]);
-    free(service->workers);
+    for (unsigned i = 0; i < daemon->worker_count; i++)
+        worker_stop(daemon->workers[i], daemon->stop_timeout);
+    for (unsigned i = 0; i < daemon->worker_count; i++)
+        worker_join(daemon->workers[i]);
 }
 
 static void stop(struct daemon *daemon)
 {
     notify_stop(&daemon->notify);
-    stop_workers(&daemon->service, daemon->stop_timeout);
+    stop_workers(daemon);
     if (daemon->service.store != NULL)
         persist(daemon);
     listener_close(&daemon->listener);
     pool_free(daemon->service.router.files);
     store_close(daemon->service.store);
-    free_workers(&daemon->service);
+    for (unsigned i = 0; i < daemon->worker_count; i++)
+        worker_free(daemon->workers[i]);
     notify_free(&daemon->notify);
     cache_free(daemon->service.router.cache);
     for (int i = 0; i < SIGNALS; i++) {
@@ -242,6 +235,7 @@ static void stop(struct daemon *daemon)
             event_free(daemon->signals[i]);
     }
     loop_free(daemon->loop);
+    free(daemon->workers);
 }
 
 static int run(struct daemon *daemon)

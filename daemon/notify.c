@@ -17,15 +17,15 @@ static void pinged(struct loop_task *task)
 /* Whether every worker has answered the last question; if so it is put again. */
 static bool workers_alive(struct notify *notify)
 {
-    for (unsigned i = 0; i < notify->service->worker_count; i++) {
+    for (unsigned i = 0; i < notify->count; i++) {
         if (!atomic_load(&notify->pings[i].answered)) {
             log_warning("worker %u does not answer", i);
             return false;
         }
     }
-    for (unsigned i = 0; i < notify->service->worker_count; i++) {
+    for (unsigned i = 0; i < notify->count; i++) {
         atomic_store(&notify->pings[i].answered, false);
-        loop_post(worker_loop(notify->service->workers[i]), &notify->pings[i].task);
+        loop_post(worker_loop(notify->workers[i]), &notify->pings[i].task);
     }
     return true;
 }
@@ -56,13 +56,14 @@ static int64_t choose_interval(bool *watchdog)
     return half < STATUS_INTERVAL_MS ? half : STATUS_INTERVAL_MS;
 }
 
-bool notify_start(struct notify *notify, struct loop *loop, struct service *service)
+bool notify_start(struct notify *notify, struct loop *loop, struct service *service,
+                  struct worker **workers, unsigned count)
 {
-    *notify = (struct notify){.loop = loop, .service = service};
-    notify->pings = calloc(service->worker_count, sizeof(*notify->pings));
+    *notify = (struct notify){.loop = loop, .service = service, .workers = workers, .count = count};
+    notify->pings = calloc(count, sizeof(*notify->pings));
     if (notify->pings == NULL)
         return false;
-    for (unsigned i = 0; i < service->worker_count; i++) {
+    for (unsigned i = 0; i < count; i++) {
         notify->pings[i].task.run = pinged;
         atomic_store(&notify->pings[i].answered, true);
     }

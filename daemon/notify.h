@@ -11,6 +11,7 @@
 #include <stdatomic.h>
 
 struct service;
+struct worker;
 
 /* A question to a worker, whether it still runs its loop. */
 struct notify_ping {
@@ -21,6 +22,8 @@ struct notify_ping {
 struct notify {
     struct loop *loop; /* the main one */
     struct service *service;
+    struct worker **workers;
+    unsigned count;
     struct notify_ping *pings;
     struct loop_timer timer;
     int64_t interval; /* milliseconds */
@@ -28,7 +31,8 @@ struct notify {
 };
 
 /* Says READY and goes on from the main loop's timer. false where memory is short. */
-bool notify_start(struct notify *notify, struct loop *loop, struct service *service);
+bool notify_start(struct notify *notify, struct loop *loop, struct service *service,
+                  struct worker **workers, unsigned count);
 
 /* Says that the configuration is read again, and that it has been. */
 void notify_reloading(void);

@@ -15,14 +15,7 @@
 
 enum {
     ACCEPT_BACKOFF_MS = 100, /* without descriptors accept() would fail again at once, for ever */
-    SWEEP_MS = 1000,
-    UNEVEN = 4 /* connections more than another has, before it is given some */
-};
-
-/* A connection on its way from the worker that has accepted it. */
-struct given {
-    struct given *next;
-    int fd;
+    SWEEP_MS = 1000
 };
 
 struct worker {
@@ -36,10 +29,6 @@ struct worker {
     bool sweeping;
     bool started;
     struct conn *conns;
-    atomic_uint load; /* connections, with those on their way; read by all workers */
-    pthread_mutex_t given_lock;
-    struct given *given; /* under given_lock */
-    struct loop_task take;
     char *spare; /* the buffer given back last */
     uint8_t room[CACHE_ROOM];
     pthread_t thread;
@@ -97,7 +86,6 @@ void worker_add(struct worker *worker, struct conn *conn, struct conn_link *link
 
 void worker_remove(struct worker *worker, struct conn_link *link)
 {
-    atomic_fetch_sub_explicit(&worker->load, 1, memory_order_relaxed);
     *link->link = link->next;
     if (link->next != NULL)
         link_of(link->next)->link = link->link;
@@ -149,81 +137,6 @@ static void accept_failed(struct worker *worker)
     loop_timer_set(worker->loop, &worker->accept_again, accept_again, ACCEPT_BACKOFF_MS);
 }
 
-static unsigned load_of(struct worker *worker)
-{
-    return atomic_load_explicit(&worker->load, memory_order_relaxed);
-}
-
-/* Who is to keep the connection that worker has accepted. */
-static struct worker *choose_keeper(struct worker *worker)
-{
-    struct worker *least = worker;
-    const struct service *service = worker->service;
-    for (unsigned i = 0; i < service->worker_count; i++) {
-        if (load_of(service->workers[i]) < load_of(least))
-            least = service->workers[i];
-    }
-    return load_of(least) + UNEVEN <= load_of(worker) ? least : worker;
-}
-
-static void open_conn(struct worker *worker, int fd)
-{
-    if (conn_open(worker, fd))
-        return;
-    log_error("can't take a connection: %m");
-    atomic_fetch_sub_explicit(&worker->load, 1, memory_order_relaxed);
-}
-
-static struct given *take_list(struct worker *worker)
-{
-    pthread_mutex_lock(&worker->given_lock);
-    struct given *list = worker->given;
-    worker->given = NULL;
-    pthread_mutex_unlock(&worker->given_lock);
-    return list;
-}
-
-static void take_given(struct loop_task *task)
-{
-    struct worker *worker = container_of(task, struct worker, take);
-    for (struct given *given = take_list(worker), *next; given != NULL; given = next) {
-        next = given->next;
-        if (worker->stopping)
-            close(given->fd);
-        else
-            open_conn(worker, given->fd);
-        free(given);
-    }
-}
-
-static bool give(struct worker *worker, int fd)
-{
-    struct given *given = malloc(sizeof(*given));
-    if (given == NULL)
-        return false;
-    pthread_mutex_lock(&worker->given_lock);
-    *given = (struct given){.next = worker->given, .fd = fd};
-    bool first = worker->given == NULL;
-    worker->given = given;
-    pthread_mutex_unlock(&worker->given_lock);
-    if (first)
-        loop_post(worker->loop, &worker->take);
-    return true;
-}
-
-static void keep(struct worker *worker, int fd)
-{
-    struct worker *keeper = choose_keeper(worker);
-    atomic_fetch_add_explicit(&keeper->load, 1, memory_order_relaxed);
-    if (keeper == worker) {
-        open_conn(worker, fd);
-    } else if (!give(keeper, fd)) {
-        atomic_fetch_sub_explicit(&keeper->load, 1, memory_order_relaxed);
-        log_error("can't take a connection: out of memory");
-        close(fd);
-    }
-}
-
 /* One at a time: a second try would mostly find that another worker was faster. */
 static void accept_ready(evutil_socket_t listener, short what, void *arg)
 {
@@ -236,8 +149,8 @@ static void accept_ready(evutil_socket_t listener, short what, void *arg)
     else if (atomic_load(&service->connections) >=
              atomic_load_explicit(&service->limits->max_connections, memory_order_relaxed))
         refuse(fd);
-    else
-        keep(worker, fd);
+    else if (!conn_open(worker, fd))
+        log_error("can't take a connection: %m");
 }
 
 static void deadline_reached(struct loop_timer *timer)
@@ -265,8 +178,6 @@ struct worker *worker_new(struct service *service, unsigned index, unsigned busy
         return NULL;
     worker->service = service;
     worker->stop.run = stop_requested;
-    worker->take.run = take_given;
-    pthread_mutex_init(&worker->given_lock, NULL);
     worker->loop = loop_new(index);
     if (worker->loop != NULL)
         loop_set_busy_poll(worker->loop, busy_poll);
@@ -323,9 +234,6 @@ void worker_free(struct worker *worker)
     if (worker == NULL)
         return;
     for_each(worker, conn_abandon);
-    worker->stopping = true;
-    take_given(&worker->take);
-    pthread_mutex_destroy(&worker->given_lock);
     loop_timer_clear(&worker->accept_again);
     loop_timer_clear(&worker->sweep);
     loop_timer_clear(&worker->deadline);

@@ -1,6 +1,5 @@
 /*
- * A worker: a thread with one event loop, which accepts connections. Those it accepts it keeps, or
- * gives to the worker that has the fewest, if that has fewer by some; from then on they stay.
+ * A worker: a thread with one event loop, which accepts connections and keeps those it accepted.
  */
 #ifndef LIARA_WORKER_H
 #define LIARA_WORKER_H
@@ -16,9 +15,7 @@ struct service {
     struct router router;
     const struct limits *limits;
     struct store *store;
-    int listener;            /* a listening, non-blocking socket */
-    struct worker **workers; /* all of them, before the first is started */
-    unsigned worker_count;
+    int listener;                 /* a listening, non-blocking socket */
     _Atomic uint32_t connections; /* of all workers */
 };
 
