@@ -5,7 +5,8 @@ PREFIX  ?= /usr/local
 SYSCONF ?= /etc
 
 LIBRARIES   := libevent libevent_pthreads sqlite3 hiredis inih libxxhash libsystemd jemalloc
-ALLOCATOR   := -ljemalloc
+# Nothing asks for it by a name of its own.
+ALLOCATOR   := -Wl,--push-state,--no-as-needed -ljemalloc -Wl,--pop-state
 BUILD_NEEDS := gcc libc6-dev make pkgconf libevent-dev libsqlite3-dev libhiredis-dev libinih-dev \
                libxxhash-dev libsystemd-dev libjemalloc-dev
 # redis-tools has the server's program too, without the service that redis-server would start.
@@ -47,7 +48,7 @@ $(BUILD)/packages.mk: Makefile
 	  echo "Something to build with is missing; 'make deps' installs it (as root, or with sudo)." >&2; exit 1; }
 	@mkdir -p $(@D)
 	@{ echo "LIB_CFLAGS := $$(pkg-config --cflags $(LIBRARIES))"; \
-	   echo "LIBS := $$(pkg-config --libs $(filter-out $(ALLOCATOR:-l%=%),$(LIBRARIES)))"; } > $@
+	   echo "LIBS := $$(pkg-config --libs $(filter-out jemalloc,$(LIBRARIES)))"; } > $@
 # What these do themselves needs no library; what they start in a further make may.
 ifneq ($(filter-out clean deps check demo asan tsan gcov coverage bench uninstall,$(or $(MAKECMDGOALS),all)),)
 include $(BUILD)/packages.mk

@@ -11,6 +11,7 @@
 #include "../clock.h"
 #include "../config.h"
 #include "../container_of.h"
+#include "table.h"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -20,23 +21,14 @@
 enum {
     SHARD_BITS = 10,
     SHARDS = 1 << SHARD_BITS,
-    SLOTS_FIRST = 8,
     SAMPLES = 16,     /* residents of which the least worthy is evicted */
     EVICT_SLICE = 64, /* victims until others get a turn */
     WALK_SLICE = 4    /* shards until others get a turn */
 };
 
-/*
- * Open addressing with linear probing. A look-up goes through the tags, which are 32 bits of each
- * value's hash, and touches a value only where its tag says that this is the one; a tag is also all
- * that is needed to place its value anew when the table grows.
- */
 struct shard {
     pthread_mutex_t lock;
-    uint32_t mask; /* slots - 1 */
-    uint32_t count;
-    uint32_t *tags; /* of the slots; 0: free. Behind values, in the same memory */
-    struct value **values;
+    struct table table; /* holds a reference to each of its values */
 } __attribute__((aligned(64)));
 
 struct memory {
@@ -69,104 +61,32 @@ static struct shard *shard_of(struct memory *memory, uint64_t hash)
     return &memory->shards[hash >> (64 - SHARD_BITS)];
 }
 
-static uint32_t tag_of(uint64_t hash)
+/* The slot of the call's key, or NULL. The lock is held. */
+static struct value **find(const struct shard *shard, const struct store_call *call)
 {
-    uint32_t tag = (uint32_t)hash;
-    return tag != 0 ? tag : 1;
-}
-
-static bool has_key(const struct value *value, const struct store_call *call)
-{
-    return value->key_length == call->key_length &&
-           memcmp(value_key(value), call->key, call->key_length) == 0;
-}
-
-/* The slot of the call's key, or the free one where it would be put. The lock is held. */
-static uint32_t find(const struct shard *shard, const struct store_call *call)
-{
-    uint32_t tag = tag_of(call->hash), slot = tag & shard->mask;
-    while (shard->tags[slot] != 0 &&
-           (shard->tags[slot] != tag || !has_key(shard->values[slot], call)))
-        slot = (slot + 1) & shard->mask;
-    return slot;
-}
-
-/* Those behind it close the gap, lest a search ends there before it has met them. */
-static void free_slot(struct shard *shard, uint32_t gap)
-{
-    uint32_t mask = shard->mask;
-    for (uint32_t slot = (gap + 1) & mask; shard->tags[slot] != 0; slot = (slot + 1) & mask) {
-        uint32_t home = shard->tags[slot] & mask;
-        if (((slot - home) & mask) < ((slot - gap) & mask))
-            continue;
-        shard->tags[gap] = shard->tags[slot];
-        shard->values[gap] = shard->values[slot];
-        gap = slot;
-    }
-    shard->tags[gap] = 0;
+    return table_find(&shard->table, call->hash, call->key, call->key_length);
 }
 
 /* Empties the slot; the table's reference is the caller's. The lock is held. */
-static struct value *take_out(struct memory *memory, struct shard *shard, uint32_t slot)
+static struct value *take_out(struct memory *memory, struct shard *shard, struct value **slot)
 {
-    struct value *value = shard->values[slot];
-    free_slot(shard, slot);
-    shard->count--;
+    struct value *value = table_remove(&shard->table, slot);
     atomic_fetch_sub_explicit(&memory->size, value_cost(value), memory_order_relaxed);
     atomic_fetch_sub_explicit(&memory->entries, 1, memory_order_relaxed);
     return value;
 }
 
 /* As find(), but a value past its end is taken out, into *expired, and is not found. */
-static uint32_t find_live(struct memory *memory, struct shard *shard, const struct store_call *call,
-                          struct value **expired)
+static struct value **find_live(struct memory *memory, struct shard *shard,
+                                const struct store_call *call, struct value **expired)
 {
-    uint32_t slot = find(shard, call);
+    struct value **slot = find(shard, call);
     *expired = NULL;
-    if (shard->tags[slot] == 0 || shard->values[slot]->expires == CLOCK_NEVER ||
-        !store_expired(shard->values[slot]->expires, clock_now()))
+    if (slot == NULL || (*slot)->expires == CLOCK_NEVER ||
+        !store_expired((*slot)->expires, clock_now()))
         return slot;
     *expired = take_out(memory, shard, slot);
-    return find(shard, call);
-}
-
-/* Gives the shard so many slots, a power of two, all free. false: memory is short. */
-static bool new_slots(struct shard *shard, uint32_t count)
-{
-    struct value **values = calloc(count, sizeof(*values) + sizeof(*shard->tags));
-    if (values == NULL)
-        return false;
-    shard->values = values;
-    shard->tags = (uint32_t *)(void *)(values + count);
-    shard->mask = count - 1;
-    return true;
-}
-
-static void grow(struct shard *shard)
-{
-    struct shard before = *shard;
-    if (!new_slots(shard, (before.mask + 1) * 2))
-        return;
-    for (uint32_t i = 0; i <= before.mask; i++) {
-        if (before.tags[i] == 0)
-            continue;
-        uint32_t slot = before.tags[i] & shard->mask;
-        while (shard->tags[slot] != 0)
-            slot = (slot + 1) & shard->mask;
-        shard->tags[slot] = before.tags[i];
-        shard->values[slot] = before.values[i];
-    }
-    free(before.values);
-}
-
-/* Room for one more. Where memory to grow is short it goes on until one slot is left, which ends
- * searches. The lock is held. */
-static bool has_room(struct shard *shard)
-{
-    uint32_t slots = shard->mask + 1;
-    if (shard->count >= slots - slots / 8)
-        grow(shard);
-    return shard->count < shard->mask;
+    return NULL;
 }
 
 /* How much a value deserves to stay: the victim is the lowest of some residents. */
@@ -185,15 +105,17 @@ struct victim {
 /* Looks at the next residents from slot start on. The lock is held. */
 static void look_for_victim(const struct shard *shard, uint32_t start, struct victim *victim)
 {
-    for (uint32_t n = 0; n <= shard->mask && victim->seen < SAMPLES && shard->count > 0; n++) {
-        uint32_t slot = (start + n) & shard->mask;
-        if (shard->tags[slot] == 0)
+    const struct table *table = &shard->table;
+    uint32_t slots = table_slots(table);
+    for (uint32_t n = 0; n < slots && victim->seen < SAMPLES && table->count > 0; n++) {
+        struct value **slot = table_slot(table, (start % slots + n) % slots);
+        if (slot == NULL)
             continue;
         victim->seen++;
-        uint64_t its_worth = worth(shard->values[slot]);
+        uint64_t its_worth = worth(*slot);
         if (victim->value != NULL && its_worth >= victim->worth)
             continue;
-        victim->value = shard->values[slot];
+        victim->value = *slot;
         victim->worth = its_worth;
     }
 }
@@ -232,8 +154,8 @@ static bool evict_one(struct memory *memory)
     struct shard *shard = shard_of(memory, call.hash);
     struct value *evicted = NULL;
     pthread_mutex_lock(&shard->lock);
-    uint32_t slot = find(shard, &call);
-    if (shard->tags[slot] != 0 && shard->values[slot] == victim)
+    struct value **slot = find(shard, &call);
+    if (slot != NULL && *slot == victim)
         evicted = take_out(memory, shard, slot);
     pthread_mutex_unlock(&shard->lock);
     value_unref(evicted);
@@ -258,12 +180,8 @@ static bool reserve(struct memory *memory, uint64_t cost)
 static enum store_status add(struct memory *memory, struct shard *shard, struct store_call *call,
                              struct value *value)
 {
-    if (!has_room(shard))
+    if (!table_add(&shard->table, call->hash, value))
         return store_fail(call, ERROR_BUSY, "no memory for a larger table; try again");
-    uint32_t slot = find(shard, call);
-    shard->tags[slot] = tag_of(call->hash);
-    shard->values[slot] = value;
-    shard->count++;
     atomic_fetch_add_explicit(&memory->entries, 1, memory_order_relaxed);
     return STORE_OK;
 }
@@ -278,13 +196,13 @@ static enum store_status insert(struct memory *memory, struct store_call *call, 
     atomic_store_explicit(&value->used, now, memory_order_relaxed);
 
     pthread_mutex_lock(&shard->lock);
-    uint32_t slot = find_live(memory, shard, call, &expired);
-    if (shard->tags[slot] == 0) {
+    struct value **slot = find_live(memory, shard, call, &expired);
+    if (slot == NULL) {
         status = add(memory, shard, call, value);
         unwanted = status == STORE_OK ? NULL : value;
     } else if (call->overwrite) {
-        unwanted = shard->values[slot];
-        shard->values[slot] = value;
+        unwanted = *slot;
+        *slot = value;
     } else {
         unwanted = value;
         status = STORE_EXISTS;
@@ -302,7 +220,7 @@ static bool is_there(struct memory *memory, const struct store_call *call)
     struct shard *shard = shard_of(memory, call->hash);
     struct value *expired;
     pthread_mutex_lock(&shard->lock);
-    bool there = shard->tags[find_live(memory, shard, call, &expired)] != 0;
+    bool there = find_live(memory, shard, call, &expired) != NULL;
     pthread_mutex_unlock(&shard->lock);
     value_unref(expired);
     return there;
@@ -420,15 +338,14 @@ static enum store_status look(struct store *store, struct store_call *call,
     struct shard *shard = shard_of(memory, call->hash);
     struct value *expired;
     pthread_mutex_lock(&shard->lock);
-    uint32_t slot = find_live(memory, shard, call, &expired);
-    bool found = shard->tags[slot] != 0;
-    if (found) {
-        what(call, shard->values[slot]);
-        touch(memory, shard->values[slot]);
+    struct value **slot = find_live(memory, shard, call, &expired);
+    if (slot != NULL) {
+        what(call, *slot);
+        touch(memory, *slot);
     }
     pthread_mutex_unlock(&shard->lock);
     value_unref(expired);
-    return found ? STORE_OK : STORE_MISS;
+    return slot != NULL ? STORE_OK : STORE_MISS;
 }
 
 static enum store_status memory_get(struct store *store, struct store_call *call)
@@ -452,8 +369,8 @@ static enum store_status memory_delete(struct store *store, struct store_call *c
     struct shard *shard = shard_of(memory, call->hash);
     struct value *expired, *deleted = NULL;
     pthread_mutex_lock(&shard->lock);
-    uint32_t slot = find_live(memory, shard, call, &expired);
-    if (shard->tags[slot] != 0)
+    struct value **slot = find_live(memory, shard, call, &expired);
+    if (slot != NULL)
         deleted = take_out(memory, shard, slot);
     pthread_mutex_unlock(&shard->lock);
     enum store_status status = deleted != NULL ? STORE_OK : STORE_MISS;
@@ -474,12 +391,10 @@ static struct value *clear_shard(struct memory *memory, struct shard *shard,
 {
     struct value *cleared = NULL;
     pthread_mutex_lock(&shard->lock);
-    for (uint32_t slot = 0; slot <= shard->mask;) {
-        if (shard->tags[slot] == 0 || !has_prefix(shard->values[slot], call)) {
-            slot++;
+    for (uint32_t i = 0; i < table_slots(&shard->table); i++) {
+        struct value **slot = table_slot(&shard->table, i);
+        if (slot == NULL || !has_prefix(*slot, call))
             continue;
-        }
-        /* Another may have moved into the slot: it is looked at again. */
         struct value *value = take_out(memory, shard, slot);
         value->next = cleared;
         cleared = value;
@@ -511,11 +426,12 @@ static enum store_status memory_clear(struct store *store, struct store_call *ca
 static void count_shard(struct shard *shard, struct store_call *call)
 {
     pthread_mutex_lock(&shard->lock);
-    for (uint32_t slot = 0; slot <= shard->mask; slot++) {
-        if (shard->tags[slot] == 0 || !has_prefix(shard->values[slot], call))
+    for (uint32_t i = 0; i < table_slots(&shard->table); i++) {
+        struct value **slot = table_slot(&shard->table, i);
+        if (slot == NULL || !has_prefix(*slot, call))
             continue;
         call->entries++;
-        call->size += value_cost(shard->values[slot]);
+        call->size += value_cost(*slot);
     }
     pthread_mutex_unlock(&shard->lock);
 }
@@ -569,10 +485,13 @@ static enum store_status memory_persist(struct store *store, struct store_call *
 
 static void free_shard(struct shard *shard)
 {
-    for (uint32_t slot = 0; shard->values != NULL && slot <= shard->mask; slot++)
-        if (shard->tags[slot] != 0)
-            value_unref(shard->values[slot]);
-    free(shard->values);
+    struct table *table = &shard->table;
+    for (uint32_t i = 0; table->buckets != NULL && i < table_slots(table); i++) {
+        struct value **slot = table_slot(table, i);
+        if (slot != NULL)
+            value_unref(*slot);
+    }
+    table_free(table);
     pthread_mutex_destroy(&shard->lock);
 }
 
@@ -594,7 +513,7 @@ static struct store *memory_open(const struct config *config, char *why, size_t 
     for (unsigned i = 0; ok && i < SHARDS; i++) {
         struct shard *shard = &memory->shards[i];
         pthread_mutex_init(&shard->lock, NULL);
-        ok = new_slots(shard, SLOTS_FIRST);
+        ok = table_init(&shard->table);
     }
     if (ok)
         return &memory->store;
