@@ -36,6 +36,10 @@ struct passed {
 /* One for the line that is being completed, one for the line behind it. */
 enum { PASSED_MAX = 2 };
 
+/* To read of what is likely to be the line of a large PUT, whose bytes are better read into place.
+ */
+enum { LINE_READ = 512 };
+
 struct conn {
     struct conn_link link;
     struct worker *worker;
@@ -48,7 +52,8 @@ struct conn {
     bool blocked;  /* writable is added: replies wait for the client to read */
     bool finished; /* the client sends no more */
     bool draining;
-    char *in; /* of CONN_BUFFER, NULL while empty */
+    bool large; /* the last request was a PUT of more than the buffer takes; so may be the next */
+    char *in;   /* of CONN_BUFFER, NULL while empty */
     uint32_t in_start, in_end;
     uint32_t filled;
     uint64_t skip;
@@ -183,6 +188,7 @@ static void start_request(struct conn *conn, const struct request *request)
     int fd = wants_fd ? take_passed(conn) : -1;
     if (log_debugging())
         log_debug("%s, %u bytes of key", message_verb_name(request->verb), request->key_length);
+    conn->large = false;
     enum router_next next = router_start(&conn->exchange, request, &fd);
     if (fd >= 0)
         close(fd);
@@ -194,6 +200,7 @@ static void start_request(struct conn *conn, const struct request *request)
         conn->state = CONN_WAITING;
         break;
     case ROUTER_BODY:
+        conn->large = request->length > CONN_BUFFER;
         conn->filled = 0;
         conn->state = CONN_BODY;
         break;
@@ -402,7 +409,10 @@ static ssize_t receive(struct conn *conn)
         missing = value->length - conn->filled;
         iov[count++] = (struct iovec){value_bytes(value) + conn->filled, missing};
     }
-    iov[count++] = (struct iovec){conn->in + conn->in_end, CONN_BUFFER - conn->in_end};
+    uint32_t room = CONN_BUFFER - conn->in_end;
+    if (conn->large && conn->state == CONN_LINE && room > LINE_READ)
+        room = LINE_READ;
+    iov[count++] = (struct iovec){conn->in + conn->in_end, room};
     struct msghdr message = {.msg_iov = iov,
                              .msg_iovlen = count,
                              .msg_control = control.bytes,
