@@ -71,8 +71,6 @@ static enum store_status ask(struct cache_session *session, enum store_op op,
                              enum store_status (*next)(struct cache_session *))
 {
     session->call.op = op;
-    if (op != STORE_GET)
-        session->call.room_size = 0;
     session->next = next;
     session->asking = store_submit(session->cache->store, &session->call) == STORE_PENDING;
     return session->asking ? STORE_PENDING : next(session);

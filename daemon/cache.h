@@ -16,7 +16,7 @@
 
 struct cache;
 
-/* A value of so many bytes is cheaper copied than counted, and sent as a piece of its own. */
+/* Copying a value of so many bytes costs less than counting its use and sending it by itself. */
 enum { CACHE_ROOM = 256 };
 
 /* Figures since the start, of one worker; the worker alone writes, anyone reads. */

@@ -21,7 +21,7 @@ enum {
     SIGNALS = 3,
     PERSIST_SLICE_MS = 100,
     PERSIST_PATIENCE_MS = 60000,
-    DESCRIPTORS_BESIDE = 4096 + 256 /* of shared values, of stores, loops, locks */
+    DESCRIPTORS_BESIDE = 256 /* of stores, loops, locks */
 };
 
 struct daemon {
@@ -94,19 +94,26 @@ static bool watch_signals(struct daemon *daemon)
     return true;
 }
 
-/* Each connection may bring a descriptor along. */
-static void raise_descriptor_limit(const struct config *config)
+static rlim_t raise_limit(rlim_t wanted)
 {
     struct rlimit limit;
-    rlim_t wanted = 2 * (rlim_t)config->max_connections + DESCRIPTORS_BESIDE;
     if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= wanted)
-        return;
+        return wanted;
+    rlim_t before = limit.rlim_cur;
     limit.rlim_cur = wanted < limit.rlim_max ? wanted : limit.rlim_max;
-    if (setrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur < wanted)
+    return setrlimit(RLIMIT_NOFILE, &limit) == 0 ? limit.rlim_cur : before;
+}
+
+/* Each connection may bring a descriptor along. What is left over is for shared values. */
+static void raise_descriptor_limit(const struct config *config)
+{
+    rlim_t needed = 2 * (rlim_t)config->max_connections + DESCRIPTORS_BESIDE;
+    rlim_t limit = raise_limit(needed + VALUE_SHARED_MAX);
+    value_set_shared_limit((unsigned)(limit > needed ? limit - needed : limit / 8));
+    if (limit < needed)
         log_warning("only %llu descriptors may be open (ulimit -n), %llu are wanted for "
                     "max-connections %u",
-                    (unsigned long long)limit.rlim_cur, (unsigned long long)wanted,
-                    config->max_connections);
+                    (unsigned long long)limit, (unsigned long long)needed, config->max_connections);
 }
 
 static bool open_store(struct daemon *daemon)

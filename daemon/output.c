@@ -18,8 +18,30 @@ enum {
     OUTPUT_WIDE = 1 << 20 /* asked for; net.core.wmem_max may allow less */
 };
 
+/* Drops the text that has been sent, if it is most of it: a client that always leaves something
+ * unread must not make it grow. */
+static void compact(struct output *output)
+{
+    struct output_piece *pieces = output->pieces + output->first;
+    uint32_t unsent = output->text_used;
+    for (unsigned i = output->count; i > 0; i--) {
+        if (pieces[i - 1].value == NULL)
+            unsent = pieces[i - 1].offset;
+    }
+    if (unsent == 0 || unsent < output->text_used - unsent)
+        return;
+    memmove(output->text, output->text + unsent, output->text_used - unsent);
+    output->text_used -= unsent;
+    for (unsigned i = 0; i < output->count; i++) {
+        if (pieces[i].value == NULL)
+            pieces[i].offset -= unsent;
+    }
+}
+
 char *output_room(struct output *output, size_t size)
 {
+    if (output->text_used + size > output->text_size && output->count > 0)
+        compact(output);
     size_t wanted = output->text_used + size;
     if (wanted > output->text_size) {
         size_t larger = output->text_size > 0 ? output->text_size : OUTPUT_TEXT_FIRST;
@@ -36,6 +58,11 @@ char *output_room(struct output *output, size_t size)
 
 static struct output_piece *new_piece(struct output *output)
 {
+    if (output->first > output->size / 2) {
+        memmove(output->pieces, output->pieces + output->first,
+                output->count * sizeof(*output->pieces));
+        output->first = 0;
+    }
     if (output->first + output->count == output->size) {
         unsigned size = output->size > 0 ? output->size * 2 : OUTPUT_PIECES_FIRST;
         struct output_piece *pieces = realloc(output->pieces, size * sizeof(*pieces));
@@ -95,12 +122,16 @@ bool output_line_with_fd(struct output *output, size_t length, int fd, struct va
 
 bool output_line_with_bytes(struct output *output, size_t line, const uint8_t *bytes, size_t length)
 {
-    char *room = output_room(output, line + length + 1);
-    if (room == NULL)
-        return false;
+    char *room = output->text + output->text_used;
     memcpy(room + line, bytes, length);
     room[line + length] = '\n';
     return output_line(output, line + length + 1);
+}
+
+static bool copy_value(struct output *output, struct value *value)
+{
+    return output_room(output, value->length + 1) != NULL &&
+           output_line_with_bytes(output, 0, value_bytes(value), value->length);
 }
 
 static bool refer_to_value(struct output *output, struct value *value)
@@ -118,9 +149,8 @@ static bool refer_to_value(struct output *output, struct value *value)
 
 bool output_value(struct output *output, struct value *value)
 {
-    bool ok = value->length <= OUTPUT_COPY_MAX
-                  ? output_line_with_bytes(output, 0, value_bytes(value), value->length)
-                  : refer_to_value(output, value);
+    bool ok = value->length <= OUTPUT_COPY_MAX ? copy_value(output, value)
+                                               : refer_to_value(output, value);
     value_unref(value);
     return ok;
 }
@@ -168,15 +198,15 @@ static ssize_t send_text(const struct output *output, int fd)
     return send(fd, output->text + piece->offset, piece->length, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
-/* The socket takes the file's pages by reference, so that wide costs no memory. */
+/* The socket takes the file's pages by reference: to take many at a time costs no memory. */
 static ssize_t send_file(struct output *output, int fd)
 {
     const struct output_piece *piece = &output->pieces[output->first];
     const int wide = OUTPUT_WIDE;
     off_t offset = piece->offset;
-    if (!output->wide)
+    if (!output->widened)
         setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &wide, sizeof(wide));
-    output->wide = true;
+    output->widened = true;
     return sendfile(fd, value_shared(piece->value), &offset, piece->length);
 }
 
@@ -227,5 +257,5 @@ void output_clear(struct output *output)
     }
     free(output->text);
     free(output->pieces);
-    *output = (struct output){.wide = output->wide};
+    *output = (struct output){.widened = output->widened};
 }

@@ -25,7 +25,7 @@ struct output {
     struct output_piece *pieces;
     unsigned first, count, size;
     uint64_t bytes; /* to be sent in all */
-    bool wide;      /* the socket takes much at a time */
+    bool widened;   /* the socket has been told to take much at a time */
 };
 
 enum output_result { OUTPUT_EMPTY, OUTPUT_BLOCKED, OUTPUT_FAILED };
@@ -37,7 +37,8 @@ char *output_room(struct output *output, size_t size);
 /* Takes length bytes of the room. false where memory is short: the stream is lost. */
 bool output_line(struct output *output, size_t length);
 
-/* The same, with length bytes and an LF behind the line, which are copied. As output_line(). */
+/* The same, with length bytes and an LF behind the line, which are copied into the same room: it
+ * was asked for with space for them. As output_line(). */
 bool output_line_with_bytes(struct output *output, size_t line, const uint8_t *bytes,
                             size_t length);
 

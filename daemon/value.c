@@ -12,12 +12,14 @@
 
 /* Descriptors of values that are shared, in slots from 1; what is free is 0. They are few, so that
  * they can't use up the process's descriptors, and hold few bytes, for each is a second copy. */
-enum { SHARED_MAX = 4096, SHARED_NOT = 0, SHARED_WANTED = UINT16_MAX };
+enum { SHARED_MAX = VALUE_SHARED_MAX, SHARED_NOT = 0, SHARED_WANTED = UINT16_MAX };
 static const uint64_t shared_bytes_max = 256 << 20;
 static pthread_mutex_t shared_lock = PTHREAD_MUTEX_INITIALIZER;
 static int shared_fds[SHARED_MAX + 1];
-static uint64_t shared_bytes;
-static atomic_bool shared_full; /* a slot was not to be had, and none has been given back since */
+/* Changed under the lock, read without it too. */
+static _Atomic uint64_t shared_bytes;
+static atomic_uint shared_count;
+static atomic_uint shared_most = SHARED_MAX;
 
 static _Atomic uint64_t total;
 static _Atomic uint64_t limit = UINT64_MAX;
@@ -75,33 +77,52 @@ struct value *value_ref(struct value *value)
     return value;
 }
 
+/* What a value's descriptor costs: its bytes and the LF. */
+static uint64_t shared_cost(const struct value *value)
+{
+    return sealed_cost(value->length + 1);
+}
+
+static bool can_share(const struct value *value)
+{
+    return atomic_load_explicit(&shared_count, memory_order_relaxed) <
+               atomic_load_explicit(&shared_most, memory_order_relaxed) &&
+           atomic_load_explicit(&shared_bytes, memory_order_relaxed) + shared_cost(value) <=
+               shared_bytes_max;
+}
+
 /* Takes a slot; 0 where the bounds are reached. */
-static uint16_t take_slot(uint32_t length)
+static uint16_t take_slot(const struct value *value)
 {
     uint16_t slot = 0;
     pthread_mutex_lock(&shared_lock);
-    if (shared_bytes + sealed_cost(length) <= shared_bytes_max) {
+    if (can_share(value)) {
         for (slot = SHARED_MAX; slot > 0 && shared_fds[slot] != 0; slot--)
             ;
     }
     if (slot > 0) {
         shared_fds[slot] = -1;
-        shared_bytes += sealed_cost(length);
+        shared_bytes += shared_cost(value);
+        shared_count++;
     }
-    atomic_store_explicit(&shared_full, slot == 0, memory_order_relaxed);
     pthread_mutex_unlock(&shared_lock);
     return slot;
 }
 
-static void give_slot(uint16_t slot, uint32_t length)
+static void give_slot(uint16_t slot, const struct value *value)
 {
     pthread_mutex_lock(&shared_lock);
     if (shared_fds[slot] > 0)
         close(shared_fds[slot]);
     shared_fds[slot] = 0;
-    shared_bytes -= sealed_cost(length);
-    atomic_store_explicit(&shared_full, false, memory_order_relaxed);
+    shared_bytes -= shared_cost(value);
+    shared_count--;
     pthread_mutex_unlock(&shared_lock);
+}
+
+void value_set_shared_limit(unsigned descriptors)
+{
+    atomic_store(&shared_most, descriptors < SHARED_MAX ? descriptors : SHARED_MAX);
 }
 
 bool value_worth_sharing(struct value *value)
@@ -109,7 +130,7 @@ bool value_worth_sharing(struct value *value)
     uint16_t none = SHARED_NOT;
     if (atomic_compare_exchange_strong(&value->shared, &none, SHARED_WANTED))
         return false;
-    return none == SHARED_WANTED && !atomic_load_explicit(&shared_full, memory_order_relaxed);
+    return none == SHARED_WANTED && can_share(value);
 }
 
 /* Another thread may have been faster: then its copy serves. */
@@ -127,7 +148,7 @@ bool value_share(struct value *value)
 {
     if (value_shared(value) >= 0)
         return true;
-    uint16_t slot = take_slot(value->length);
+    uint16_t slot = take_slot(value);
     if (slot == 0)
         return false;
     int fd = sealed_file(value_bytes(value), value->length + 1);
@@ -136,7 +157,7 @@ bool value_share(struct value *value)
     pthread_mutex_unlock(&shared_lock);
     if (fd >= 0 && set_slot(value, slot))
         return true;
-    give_slot(slot, value->length);
+    give_slot(slot, value);
     return value_shared(value) >= 0;
 }
 
@@ -154,6 +175,6 @@ void value_unref(struct value *value)
     atomic_fetch_sub_explicit(&total, value_cost(value), memory_order_relaxed);
     uint16_t slot = atomic_load_explicit(&value->shared, memory_order_relaxed);
     if (slot != SHARED_NOT && slot != SHARED_WANTED)
-        give_slot(slot, value->length);
+        give_slot(slot, value);
     free(value);
 }

@@ -1,7 +1,8 @@
 /*
  * A cached value: its key, its bytes, the client's flags, when it ends. Reference-counted and moved
- * by pointer; nobody copies it. Once it is filled and handed on, key and bytes never change, so
- * several threads may read and send it at once.
+ * by pointer; only where a few bytes are sent or a descriptor is wanted is it copied. Once it is
+ * filled and handed on, key and bytes never change, so several threads may read and send it at
+ * once.
  *
  * All live values together are bounded by value_set_limit(): beyond it value_new() fails, which is
  * what keeps 1,000 clients that each ask for a large thing from exhausting the memory.
@@ -14,16 +15,20 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define VALUE_LENGTH_MAX UINT32_MAX
+/* One less than fits a length: behind the bytes stands an LF. */
+#define VALUE_LENGTH_MAX (UINT32_MAX - 1)
+
+/* So many have a descriptor at most; see value_share(). */
+enum { VALUE_SHARED_MAX = 4096 };
 
 struct value {
     atomic_uint references;
     uint32_t flags;
     uint32_t length;           /* of the bytes */
     uint16_t key_length;       /* 1 to MESSAGE_KEY_MAX */
-    _Atomic uint16_t shared;   /* see value_share(); 0: not */
+    _Atomic uint16_t shared;   /* see value_share(): a slot, or how far it is */
     int64_t expires;           /* clock_now()'s milliseconds, or CLOCK_NEVER */
-    union {                    /* the memory store's alone */
+    union {                    /* the memory store's alone, into which a value comes once */
         _Atomic uint64_t used; /* when it was last, in the store's own time */
         struct value *next;    /* among those taken out together */
     };
@@ -61,6 +66,9 @@ void value_unref(struct value *value);
 bool value_share(struct value *value);
 int value_shared(const struct value *value);
 bool value_worth_sharing(struct value *value);
+
+/* How many descriptors value_share() may use, VALUE_SHARED_MAX at most and at first. Any thread. */
+void value_set_shared_limit(unsigned descriptors);
 
 static inline const uint8_t *value_key(const struct value *value)
 {

@@ -33,11 +33,12 @@ struct shard {
 
 struct memory {
     struct store store;
-    /* What changes with every PUT, apart from what every GET reads. */
+    /* What changes with every PUT, apart from what only its last line is read for by every GET. */
     _Atomic uint64_t size __attribute__((aligned(64))); /* of all residents, by value_cost() */
     _Atomic uint64_t entries;
-    _Atomic uint64_t clock;  /* counts insertions: the time in which uses are told apart */
     _Atomic uint64_t cursor; /* where the next search for victims begins */
+    /* Counts insertions: the time in which uses are told apart. */
+    _Atomic uint64_t clock __attribute__((aligned(64)));
     struct shard shards[SHARDS];
 };
 

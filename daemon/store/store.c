@@ -239,6 +239,8 @@ enum store_status store_submit(struct store *store, struct store_call *call)
     call->copied = false;
     if (call->op != STORE_PUT)
         call->value = NULL;
+    if (call->op != STORE_GET)
+        call->room_size = 0;
     call->status = STORE_PENDING;
     if (pool == NULL) {
         enum store_status status = run_method(store, call);

@@ -273,6 +273,49 @@ START_TEST(all_shared_values_together_are_bounded)
 }
 END_TEST
 
+START_TEST(one_too_large_to_share_keeps_no_other_from_it)
+{
+    struct value *large = new_shared(300 * MIB), *small = new_shared(100);
+    ck_assert(!value_worth_sharing(large));
+    ck_assert(!value_worth_sharing(large));
+    ck_assert(!value_share(large));
+    ck_assert(!value_worth_sharing(small));
+    ck_assert(value_worth_sharing(small));
+    ck_assert(value_share(small));
+    value_unref(large);
+    value_unref(small);
+}
+END_TEST
+
+START_TEST(the_number_of_descriptors_can_be_bounded)
+{
+    struct value *values[3] = {new_shared(10), new_shared(10), new_shared(10)};
+    value_set_shared_limit(2);
+    ck_assert(value_share(values[0]) && value_share(values[1]));
+    ck_assert(!value_share(values[2]));
+    value_unref(values[0]);
+    ck_assert(value_share(values[2]));
+    value_unref(values[1]);
+    value_unref(values[2]);
+}
+END_TEST
+
+/* With its LF a value of a whole number of pages takes one more. */
+START_TEST(what_is_counted_is_what_the_descriptor_takes)
+{
+    static const uint32_t lengths[] = {65536, MIB - 1, 3 * MIB - 1, 2 * MIB, 100};
+    for (int i = 0; i < 5; i++) {
+        struct stat file;
+        struct value *value = new_shared(lengths[i]);
+        ck_assert(value_share(value));
+        ck_assert_int_eq(fstat(value_shared(value), &file), 0);
+        ck_assert_int_eq(file.st_size, (off_t)lengths[i] + 1);
+        ck_assert_uint_le((uint64_t)file.st_blocks * 512, sealed_cost(lengths[i] + 1));
+        value_unref(value);
+    }
+}
+END_TEST
+
 static void *share_it(void *arg)
 {
     return value_share(arg) ? arg : NULL;
@@ -309,6 +352,9 @@ int main(void)
     tcase_add_loop_test(tcase, a_sealed_file_has_the_bytes, 0, SEALED_LENGTHS);
     tcase_add_test(tcase, a_sealed_file_can_not_be_changed);
     tcase_add_test(tcase, a_value_is_shared_once);
+    tcase_add_test(tcase, one_too_large_to_share_keeps_no_other_from_it);
+    tcase_add_test(tcase, the_number_of_descriptors_can_be_bounded);
+    tcase_add_test(tcase, what_is_counted_is_what_the_descriptor_takes);
     tcase_add_test(tcase, it_is_worth_sharing_the_second_time);
     tcase_add_test(tcase, an_lf_stands_behind_the_bytes);
     tcase_add_test(tcase, all_shared_values_together_are_bounded);
