@@ -30,7 +30,8 @@ enum {
     PUT_EVICTS = 16,        /* victims of one PUT, if it is a small one */
     RANGE_ROWS = 4096,      /* counted in one read transaction */
     LOG_PAGES = 4000,       /* after which the log is written back in a pause */
-    LOG_PAGES_MAX = 8000,   /* after which it is written back before the next batch */
+    LOG_PAGES_MAX = 32000,  /* after which it is written back before the next batch */
+    PAUSE_MS = 50,          /* without a batch */
     STEP_MS = 4,            /* of upkeep */
     QUIET_MS = 1000,        /* without a batch, then the log is emptied */
     AGAIN_MS = 1000         /* between looks for what has ended, or after a failure */
@@ -609,9 +610,9 @@ static struct store *sqlite_open(const struct config *config, char *why, size_t 
  * that its caller commits. SQLITE_ROW: there is more of it.
  */
 
-static bool is_quiet(const struct sqlite *sqlite)
+static bool is_quiet(const struct sqlite *sqlite, int64_t milliseconds)
 {
-    return clock_now() - sqlite->written >= QUIET_MS;
+    return clock_now() - sqlite->written >= milliseconds;
 }
 
 /*
@@ -630,8 +631,8 @@ static int write_back(struct sqlite *sqlite, int mode)
 
 static int empty_long_log(struct sqlite *sqlite)
 {
-    bool is_long = sqlite->writer.log_pages >= LOG_PAGES;
-    return is_long ? write_back(sqlite, SQLITE_CHECKPOINT_RESTART) : SQLITE_OK;
+    bool due = sqlite->writer.log_pages >= LOG_PAGES && is_quiet(sqlite, PAUSE_MS);
+    return due ? write_back(sqlite, SQLITE_CHECKPOINT_RESTART) : SQLITE_OK;
 }
 
 static int drop_suspects(struct sqlite *sqlite)
@@ -700,7 +701,7 @@ static int shrink(struct sqlite *sqlite)
 
 static int empty_quiet_log(struct sqlite *sqlite)
 {
-    bool due = sqlite->writer.log_pages > 0 && is_quiet(sqlite);
+    bool due = sqlite->writer.log_pages > 0 && is_quiet(sqlite, QUIET_MS);
     return due ? write_back(sqlite, SQLITE_CHECKPOINT_TRUNCATE) : SQLITE_OK;
 }
 
@@ -709,6 +710,8 @@ static int until_next(struct sqlite *sqlite)
 {
     int64_t elapsed = clock_now() - sqlite->written;
     bool has_log = sqlite->writer.log_pages > 0;
+    if (sqlite->writer.log_pages >= LOG_PAGES && elapsed < PAUSE_MS)
+        return (int)(PAUSE_MS - elapsed);
     if (has_log && elapsed < QUIET_MS)
         return (int)(QUIET_MS - elapsed);
     return has_log || sq_entries_have_ends(&sqlite->writer) ? AGAIN_MS : -1;

@@ -1,6 +1,7 @@
 #include "sqlite_connection.h"
 
 #include "../clock.h"
+#include "sqlite_log.h"
 #include "store.h"
 
 #include <errno.h>
@@ -20,19 +21,21 @@ static const char *const sql[SQ_STATEMENTS] = {
     [SQ_BEGIN] = "BEGIN IMMEDIATE",
     [SQ_COMMIT] = "COMMIT",
     [SQ_ROLLBACK] = "ROLLBACK",
-    [SQ_META_SET] = "INSERT OR REPLACE INTO meta(id, entries, bytes, tick, sum, wall)"
-                    " VALUES(1, ?1, ?2, ?3, ?4, ?5)",
-    [SQ_META] = "SELECT entries, bytes, tick, sum, wall FROM meta",
+    [SQ_META_SET] = "INSERT OR REPLACE INTO meta(id, entries, bytes, tick, sum, wall, hand)"
+                    " VALUES(1, ?1, ?2, ?3, ?4, ?5, ?6)",
+    [SQ_META] = "SELECT entries, bytes, tick, sum, wall, hand FROM meta",
     [SQ_ENTRY_ADD] = "INSERT INTO entry(key, id, size, flags, expires, ttl, sum)"
                      " VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT(key) DO NOTHING",
     [SQ_VALUE_ADD] = "INSERT INTO value(id, key, bytes) VALUES(?1, ?2, ?3)",
-    [SQ_USE_ADD] = "INSERT INTO use(id, used) VALUES(?1, ?1)",
     [SQ_ENTRY_DELETE] = "DELETE FROM entry WHERE key = ?1",
     [SQ_VALUE_DELETE] = "DELETE FROM value WHERE id = ?1",
     [SQ_USE_DELETE] = "DELETE FROM use WHERE id = ?1",
-    [SQ_USE_SET] = "UPDATE use SET used = ?2 WHERE id = ?1",
-    [SQ_USE_OLDEST] = "SELECT id FROM use ORDER BY used LIMIT 1",
-    [SQ_VALUE_KEY] = "SELECT key FROM value WHERE id = ?1",
+    [SQ_USE_SET] = "INSERT INTO use(id, used) SELECT id, ?2 FROM value WHERE id = ?1"
+                   " ON CONFLICT(id) DO UPDATE SET used = ?2",
+    [SQ_USE_OLDEST] = "SELECT use.id, used, key FROM use LEFT JOIN value ON value.id = use.id"
+                      " ORDER BY used LIMIT 1",
+    [SQ_VALUES] = "SELECT id, EXISTS(SELECT 1 FROM use WHERE use.id = value.id), key FROM value"
+                  " WHERE id > ?1 ORDER BY id",
     [SQ_ENDED_FIRST] = "SELECT " ROW " FROM entry WHERE expires <= ?1 ORDER BY expires LIMIT 1",
     [SQ_OTHERS] = "SELECT EXISTS(SELECT 1 FROM entry WHERE key < ?1)"
                   " OR EXISTS(SELECT 1 FROM entry WHERE key >= ?2)",
@@ -45,9 +48,10 @@ static const char *const sql[SQ_STATEMENTS] = {
     [SQ_VACUUM] = "PRAGMA incremental_vacuum(64)",
 };
 
-static int open_connection(struct sq_connection *connection, const char *path, int flags)
+static int open_connection(struct sq_connection *connection, const char *path, int flags,
+                           const char *vfs)
 {
-    int rc = sqlite3_open_v2(path, &connection->db, flags | SQLITE_OPEN_NOMUTEX, NULL);
+    int rc = sqlite3_open_v2(path, &connection->db, flags | SQLITE_OPEN_NOMUTEX, vfs);
     if (rc != SQLITE_OK)
         return rc;
     sqlite3_extended_result_codes(connection->db, 1);
@@ -56,7 +60,8 @@ static int open_connection(struct sq_connection *connection, const char *path, i
 
 int sq_connect_writer(struct sq_connection *connection, const char *path)
 {
-    return open_connection(connection, path, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE);
+    return open_connection(connection, path, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE,
+                           sq_log_vfs());
 }
 
 int sq_connect_reader(struct sq_connection *connection, const char *path)
@@ -65,7 +70,7 @@ int sq_connect_reader(struct sq_connection *connection, const char *path)
         "PRAGMA query_only=1",     "PRAGMA wal_autocheckpoint=0", "PRAGMA cell_size_check=ON",
         "PRAGMA cache_size=-4096", "PRAGMA mmap_size=0",
     };
-    int rc = open_connection(connection, path, SQLITE_OPEN_READONLY);
+    int rc = open_connection(connection, path, SQLITE_OPEN_READONLY, NULL);
     if (rc == SQLITE_OK)
         rc = sqlite3_db_config(connection->db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL);
     if (rc == SQLITE_OK)

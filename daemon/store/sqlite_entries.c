@@ -7,6 +7,7 @@
 
 enum {
     KEY_ROWS = 1024,     /* read into the set of keys in one step */
+    HAND_ROWS = 1024,    /* that were used, passed in the search for one that was not */
     SWEEP_ROWS = 1 << 20 /* cleared in one transaction */
 };
 
@@ -78,8 +79,6 @@ static int add_value(struct sq_writer *writer, const struct store_call *call, st
     sqlite3_bind_blob(statement, 2, call->key, (int)call->key_length, SQLITE_STATIC);
     sqlite3_bind_blob(statement, 3, value_bytes(value), (int)value->length, SQLITE_STATIC);
     int rc = sq_run(statement);
-    if (rc == SQLITE_OK)
-        rc = sq_run(sq_with_id(&writer->connection, SQ_USE_ADD, id));
     if (rc == SQLITE_OK)
         rc = sq_writer_count(writer, 1, (int64_t)call->key_length + value->length);
     if (rc == SQLITE_OK)
@@ -272,41 +271,87 @@ int sq_entries_set_use(struct sq_writer *writer, const struct sq_use *use)
     return rc == SQLITE_OK ? sq_run(statement) : rc;
 }
 
-/*
- * The entry that is worth least: the one that was used least recently. What
- * only the notes know of its uses is written down first, each time one note less.
- */
-static int choose_victim(struct sq_writer *writer, int64_t *id)
+/* An entry that might go, and when it was last used; id 0: none. */
+struct candidate {
+    int64_t id, used;
+    struct sq_key key;
+};
+
+static int take_candidate(sqlite3_stmt *statement, int64_t used, struct candidate *candidate)
+{
+    candidate->id = sqlite3_column_int64(statement, 0);
+    candidate->used = used;
+    return sq_read_key(statement, 2, &candidate->key) ? SQLITE_OK : SQLITE_CORRUPT;
+}
+
+/* The oldest entry that was not used since it was stored, unless very many older ones were. */
+static int oldest_unused(struct sq_writer *writer, struct candidate *candidate)
+{
+    sqlite3_stmt *statement = sq_with_id(&writer->connection, SQ_VALUES, writer->totals.hand);
+    int rc = SQLITE_DONE;
+    candidate->id = 0;
+    for (unsigned n = 0; n < HAND_ROWS && (rc = sqlite3_step(statement)) == SQLITE_ROW; n++) {
+        int64_t id = sqlite3_column_int64(statement, 0);
+        if (sqlite3_column_int(statement, 1) == 0) {
+            rc = take_candidate(statement, id, candidate);
+            break;
+        }
+        writer->totals.hand = id;
+    }
+    sqlite3_reset(statement);
+    return sq_done(rc);
+}
+
+static int least_used(struct sq_writer *writer, struct candidate *candidate)
 {
     sqlite3_stmt *statement = writer->connection.statements[SQ_USE_OLDEST];
+    int rc = sqlite3_step(statement);
+    candidate->id = 0;
+    if (rc == SQLITE_ROW)
+        rc = take_candidate(statement, sqlite3_column_int64(statement, 1), candidate);
+    sqlite3_reset(statement);
+    return sq_done(rc);
+}
+
+/* The entry that was used least recently, as far as the database knows. */
+static int oldest(struct sq_writer *writer, struct candidate *candidate)
+{
+    struct candidate used;
+    int rc = oldest_unused(writer, candidate);
+    if (rc == SQLITE_OK)
+        rc = least_used(writer, &used);
+    if (rc == SQLITE_OK && used.id != 0 && (candidate->id == 0 || used.used < candidate->used))
+        *candidate = used;
+    return rc;
+}
+
+/*
+ * The entry that is worth least: the one that was used least recently. What only the notes know of
+ * its uses is written down first, each time one note less.
+ */
+static int choose_victim(struct sq_writer *writer, struct candidate *victim)
+{
     struct sq_use use;
-    int rc = sq_ask(statement, id);
+    int rc = oldest(writer, victim);
     for (unsigned n = 0; n < SQ_USES && rc == SQLITE_OK; n++) {
-        if (!sq_notes_take_use(writer->notes, *id, &use))
+        if (!sq_notes_take_use(writer->notes, victim->id, &use))
             break;
         rc = sq_entries_set_use(writer, &use);
         if (rc == SQLITE_OK)
-            rc = sq_ask(statement, id);
+            rc = oldest(writer, victim);
     }
     return rc;
 }
 
 int sq_entries_evict(struct sq_writer *writer)
 {
-    struct sq_key key;
+    struct candidate victim;
     struct sq_row row;
-    int64_t id;
-    int rc = choose_victim(writer, &id);
-    if (rc != SQLITE_OK)
-        return rc;
-    sqlite3_stmt *statement = sq_with_id(&writer->connection, SQ_VALUE_KEY, id);
-    rc = sqlite3_step(statement);
-    bool known = rc == SQLITE_ROW && sq_read_key(statement, 0, &key);
-    sqlite3_reset(statement);
-    if (known)
-        rc = sq_entries_find(writer, key.bytes, key.length, &row);
-    if (known && rc == SQLITE_ROW && row.id == id)
-        return sq_entries_remove(writer, key.bytes, key.length, &row);
+    int rc = choose_victim(writer, &victim);
+    if (rc == SQLITE_OK && victim.id != 0)
+        rc = sq_entries_find(writer, victim.key.bytes, victim.key.length, &row);
+    if (rc == SQLITE_ROW && row.id == victim.id)
+        return sq_entries_remove(writer, victim.key.bytes, victim.key.length, &row);
     /* The tables always agree. */
     return sq_done(rc) == SQLITE_OK ? SQLITE_CORRUPT : rc;
 }

@@ -6,11 +6,14 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { APPLICATION_ID = 0x4C696361, VERSION = 1, INCREMENTAL = 2 };
+enum { APPLICATION_ID = 0x4C696361, VERSION = 2, INCREMENTAL = 2 };
+
+#define META                                                                                       \
+    "CREATE TABLE meta(id INTEGER PRIMARY KEY, entries INTEGER NOT NULL, bytes INTEGER NOT NULL, " \
+    "tick INTEGER NOT NULL, sum INTEGER NOT NULL, wall INTEGER NOT NULL"
 
 static const char *const tables[] = {
-    "CREATE TABLE meta(id INTEGER PRIMARY KEY, entries INTEGER NOT NULL, bytes INTEGER NOT NULL, "
-    "tick INTEGER NOT NULL, sum INTEGER NOT NULL, wall INTEGER NOT NULL)",
+    META ", hand INTEGER NOT NULL)",
     "CREATE TABLE entry(key BLOB PRIMARY KEY NOT NULL, id INTEGER NOT NULL, size INTEGER NOT NULL, "
     "flags INTEGER NOT NULL, expires INTEGER, ttl INTEGER, sum INTEGER NOT NULL) WITHOUT ROWID",
     "CREATE INDEX entry_end ON entry(expires, ttl) WHERE expires IS NOT NULL",
@@ -20,6 +23,17 @@ static const char *const tables[] = {
 };
 
 enum { TABLES = sizeof(tables) / sizeof(tables[0]) };
+
+/* In version 1 every entry had a row in use. */
+static const char *const from_version_1[] = {
+    "BEGIN IMMEDIATE",
+    "ALTER TABLE meta RENAME TO meta_1",
+    META ", hand INTEGER NOT NULL)",
+    "INSERT INTO meta SELECT id, entries, bytes, tick, sum, wall, tick FROM meta_1",
+    "DROP TABLE meta_1",
+    "PRAGMA user_version=2",
+    "COMMIT",
+};
 
 static int ask(sqlite3 *db, const char *text, int64_t *number)
 {
@@ -31,8 +45,8 @@ static int ask(sqlite3 *db, const char *text, int64_t *number)
     return rc;
 }
 
-/* How many of our tables and indexes are there, as we would make them. */
-static int count_ours(sqlite3 *db, int64_t *count)
+/* How many of our tables and indexes are there, as that version makes them. */
+static int count_ours(sqlite3 *db, int64_t version, int64_t *count)
 {
     sqlite3_stmt *statement = NULL;
     int64_t same = 0;
@@ -40,7 +54,8 @@ static int count_ours(sqlite3 *db, int64_t *count)
                                 &statement, NULL);
     *count = 0;
     for (size_t i = 0; i < TABLES && rc == SQLITE_OK; i++) {
-        sqlite3_bind_text(statement, 1, tables[i], -1, SQLITE_STATIC);
+        const char *table = i == 0 && version == 1 ? META ")" : tables[i];
+        sqlite3_bind_text(statement, 1, table, -1, SQLITE_STATIC);
         rc = sq_ask(statement, &same);
         *count += same;
     }
@@ -52,7 +67,7 @@ static int count_ours(sqlite3 *db, int64_t *count)
  * A header that does not fit tables that are ours is damaged; so is a file that says it is ours and
  * has other tables. Of what is not ours nothing is touched.
  */
-static int examine(sqlite3 *db, enum sq_content *content, bool *empty)
+static int examine(sqlite3 *db, enum sq_content *content, bool *empty, bool *older)
 {
     int64_t application = 0, version = 0, all = 0, ours = 0;
     int rc = ask(db, "PRAGMA application_id", &application);
@@ -61,10 +76,12 @@ static int examine(sqlite3 *db, enum sq_content *content, bool *empty)
     if (rc == SQLITE_OK)
         rc = ask(db, "SELECT count(*) FROM sqlite_schema WHERE sql IS NOT NULL", &all);
     if (rc == SQLITE_OK)
-        rc = count_ours(db, &ours);
+        rc = count_ours(db, version, &ours);
     bool named = application == APPLICATION_ID;
+    bool known = version == VERSION || version == 1;
     *empty = all == 0 && (named || application == 0) && version <= VERSION;
-    if (*empty || (ours == TABLES && all == TABLES && named && version == VERSION))
+    *older = !*empty && version == 1;
+    if (*empty || (ours == TABLES && all == TABLES && named && known))
         *content = SQ_OURS;
     else if (ours == TABLES && all == TABLES)
         *content = SQ_DAMAGED;
@@ -118,7 +135,7 @@ static int set_up(sqlite3 *db)
     static const char *const settings[] = {
         "PRAGMA synchronous=NORMAL",
         "PRAGMA wal_autocheckpoint=0",
-        "PRAGMA journal_size_limit=33554432",
+        "PRAGMA journal_size_limit=134217728",
         "PRAGMA cache_size=-16384",
         "PRAGMA mmap_size=0",
         "PRAGMA temp_store=MEMORY",
@@ -140,14 +157,17 @@ static int set_up(sqlite3 *db)
 
 int sq_file_open(struct sq_connection *connection, const char *path, enum sq_content *content)
 {
-    bool empty = false;
+    bool empty = false, older = false;
     int rc = sq_connect_writer(connection, path);
     if (rc == SQLITE_OK)
-        rc = examine(connection->db, content, &empty);
+        rc = examine(connection->db, content, &empty, &older);
     if (rc == SQLITE_OK && *content != SQ_OURS)
         return rc;
     if (rc == SQLITE_OK && empty)
         rc = create(connection->db);
+    if (rc == SQLITE_OK && older)
+        rc = sq_execute(connection->db, from_version_1,
+                        sizeof(from_version_1) / sizeof(from_version_1[0]));
     if (rc == SQLITE_OK)
         rc = set_up(connection->db);
     if (rc == SQLITE_OK)

@@ -25,13 +25,14 @@ static int save_totals(struct sq_writer *writer)
     sqlite3_bind_int64(statement, 3, tick);
     sqlite3_bind_int64(statement, 4, totals_sum(&writer->totals, tick));
     sqlite3_bind_int64(statement, 5, clock_to_wall(clock_now()));
+    sqlite3_bind_int64(statement, 6, writer->totals.hand);
     return sq_run(statement);
 }
 
 /* A database without entries need not have been committed to since it was made. */
 static int check_empty(struct sq_writer *writer)
 {
-    sqlite3_stmt *statement = writer->connection.statements[SQ_USE_OLDEST];
+    sqlite3_stmt *statement = sq_with_id(&writer->connection, SQ_VALUES, 0);
     int rc = sqlite3_step(statement);
     sqlite3_reset(statement);
     return rc == SQLITE_ROW ? SQLITE_CORRUPT : sq_done(rc);
@@ -49,6 +50,7 @@ static int load_totals(struct sq_writer *writer, int64_t *last_written)
         if (sqlite3_column_int64(statement, 3) != totals_sum(&writer->totals, tick))
             rc = SQLITE_CORRUPT;
         *last_written = sqlite3_column_int64(statement, 4);
+        writer->totals.hand = sqlite3_column_int64(statement, 5);
     }
     sqlite3_reset(statement);
     writer->committed = writer->totals;

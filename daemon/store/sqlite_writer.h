@@ -16,6 +16,7 @@
 struct sq_totals {
     int64_t entries;
     int64_t bytes; /* of keys and values */
+    int64_t hand;  /* up to this id all entries were used since they were stored, or are gone */
 };
 
 struct sq_writer {

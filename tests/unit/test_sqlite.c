@@ -979,7 +979,7 @@ START_TEST(a_newer_file_is_left_alone)
     start_open();
     put_many("key", 9);
     close_store();
-    execute("PRAGMA user_version=2; ALTER TABLE entry ADD COLUMN more");
+    execute("PRAGMA user_version=3; ALTER TABLE entry ADD COLUMN more");
     expect_refused("newer");
     stop();
 }
@@ -988,7 +988,7 @@ END_TEST
 /* Ours by its tables, not by its header: damaged, whatever the header says. */
 START_TEST(a_header_that_does_not_fit_is_damage)
 {
-    static const char *const changes[] = {"PRAGMA user_version=2", "PRAGMA application_id=77",
+    static const char *const changes[] = {"PRAGMA user_version=1", "PRAGMA application_id=77",
                                           "DELETE FROM meta", "UPDATE meta SET bytes = bytes + 1",
                                           "DROP INDEX use_order"};
     for (unsigned i = 0; i < 5; i++) {
@@ -1085,6 +1085,16 @@ START_TEST(eviction_keeps_what_was_used_and_gives_space_back)
 }
 END_TEST
 
+/* With room for less than there is, what was used is kept and what was not goes. */
+static void expect_first_used(void)
+{
+    atomic_store(&bench.store->max_size, 600000);
+    for (unsigned n = 0; n < 9; n++)
+        ck_assert_int_eq(put("new", n, 50000), STORE_OK);
+    ck_assert(get("key", 0, 50000));
+    ck_assert(!get("key", 1, 50000));
+}
+
 /* What was used last is known after a restart. */
 START_TEST(last_uses_survive_a_restart)
 {
@@ -1092,12 +1102,28 @@ START_TEST(last_uses_survive_a_restart)
     put_megabytes("key", 1);
     ck_assert(get("key", 0, 50000));
     close_store();
+    ck_assert_int_eq(ask_file("SELECT count(*) FROM use"), 1);
     open_store();
-    atomic_store(&bench.store->max_size, 600000);
-    for (unsigned n = 0; n < 9; n++)
-        ck_assert_int_eq(put("new", n, 50000), STORE_OK);
+    expect_first_used();
+    stop();
+}
+END_TEST
+
+/* As version 1 left it: every entry has a row in use, and meta no hand. */
+START_TEST(an_older_file_is_taken_over)
+{
+    start_open();
+    put_megabytes("key", 1);
     ck_assert(get("key", 0, 50000));
-    ck_assert(!get("key", 1, 50000));
+    close_store();
+    execute("INSERT INTO use SELECT id, id FROM value WHERE id NOT IN (SELECT id FROM use);"
+            "ALTER TABLE meta DROP COLUMN hand; PRAGMA user_version=1");
+    open_store();
+    ck_assert(!exists("cache.db.damaged"));
+    expect_first_used();
+    close_store();
+    ck_assert_int_eq(ask_file("PRAGMA user_version"), 2);
+    ck_assert_int_eq(ask_file("SELECT hand > 0 FROM meta"), 1);
     stop();
 }
 END_TEST
@@ -1367,6 +1393,7 @@ static void add_tests(Suite *suite)
     tcase_add_test(tcase, clear_gives_space_back);
     tcase_add_test(tcase, eviction_keeps_what_was_used_and_gives_space_back);
     tcase_add_test(tcase, last_uses_survive_a_restart);
+    tcase_add_test(tcase, an_older_file_is_taken_over);
     tcase_add_test(tcase, puts_evict_by_themselves);
     tcase_add_test(tcase, a_full_disk_is_told_and_harms_nothing);
     tcase_add_test(tcase, a_full_disk_can_be_cleared);
