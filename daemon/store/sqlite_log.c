@@ -1,14 +1,16 @@
 #include "sqlite_log.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <sqlite3.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* A frame of the log is a header and a page. SQLite's files take less than 128 KiB in one write. */
-enum { FRAME_HEADER = 24, GATHERED_MAX = 127 << 10 };
+enum { FRAME_HEADER = 24, GATHERED_MAX = 127 << 10, HINT_BYTES = 4 << 20 };
 
 /* The log's file, as SQLite has it open; SQLite's own file follows in memory. */
 struct log_file {
@@ -18,6 +20,8 @@ struct log_file {
     int64_t offset; /* where they go */
     int64_t next;   /* the end of the last write */
     bool commits;   /* the frame whose header came last ends a transaction */
+    int fd;         /* another descriptor, for hints; SQLite locks other files, not this one */
+    int64_t hinted; /* up to here the system was told to begin to write */
 };
 
 /* A multiple of what any SQLite file needs its address to be one of. */
@@ -33,13 +37,29 @@ static sqlite3_file *own(struct log_file *log)
     return (sqlite3_file *)((char *)log + LOG_FILE_SIZE);
 }
 
+/*
+ * All that is in the log is synced some time, by PERSIST or before it is written back. Where the
+ * disk has begun early the wait is short.
+ */
+static void hint(struct log_file *log, int64_t end)
+{
+    if (end < log->hinted)
+        log->hinted = 0; /* the log began anew */
+    if (end - log->hinted < HINT_BYTES)
+        return;
+    sync_file_range(log->fd, log->hinted, end - log->hinted, SYNC_FILE_RANGE_WRITE);
+    log->hinted = end;
+}
+
 /* What could not be written is given up: the transaction fails that it belongs to. */
 static int flush(struct log_file *log)
 {
     int length = log->length;
     log->length = 0;
-    return length > 0 ? own(log)->pMethods->xWrite(own(log), log->bytes, length, log->offset)
-                      : SQLITE_OK;
+    if (length == 0)
+        return SQLITE_OK;
+    hint(log, log->offset);
+    return own(log)->pMethods->xWrite(own(log), log->bytes, length, log->offset);
 }
 
 static void gather(struct log_file *log, const void *bytes, int length, int64_t offset)
@@ -82,6 +102,8 @@ static int log_close(sqlite3_file *file)
     struct log_file *log = log_of(file);
     free(log->bytes);
     log->bytes = NULL;
+    if (log->fd >= 0)
+        close(log->fd);
     return own(log)->pMethods->xClose(own(log));
 }
 
@@ -163,12 +185,13 @@ static sqlite3_vfs *below; /* SQLite's own; set once */
 
 static int open_log(struct log_file *log, const char *name, int flags, int *out)
 {
-    *log = (struct log_file){.bytes = malloc(GATHERED_MAX), .next = -1};
+    *log = (struct log_file){.bytes = malloc(GATHERED_MAX), .next = -1, .fd = -1};
     if (log->bytes == NULL)
         return SQLITE_NOMEM;
     int rc = below->xOpen(below, name, own(log), flags, out);
     if (rc == SQLITE_OK) {
         log->base.pMethods = &methods;
+        log->fd = open(name, O_RDONLY | O_CLOEXEC);
         return rc;
     }
     free(log->bytes);
