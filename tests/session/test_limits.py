@@ -2,6 +2,7 @@
 
 import os
 import random
+import sqlite3
 import time
 import unittest
 
@@ -334,6 +335,70 @@ class Memory(SessionTest):
                 self.assertEqual(client.ask("CLEAR"), "OK entries=100")
                 until(lambda d=daemon: disk_use(d.directory) < 3 * MIB,
                       "the space goes back to the file system")
+
+
+class Overload(SessionTest):
+    """A store that can't be written to for a while, because another program has locked it."""
+
+    def locked(self, daemon):
+        other = sqlite3.connect(daemon.directory / "cache.db", isolation_level=None)
+        self.addCleanup(other.close)
+        other.execute("BEGIN IMMEDIATE")
+        return other
+
+    def fill(self, client):
+        """PUTs new keys until one is refused: the numbers of those that were STORED, the answer."""
+        stored = []
+        for number in range(1000):
+            line = client.put(f"key-{number}", self.value(number))
+            if line != "STORED":
+                return stored, line
+            stored.append(number)
+        raise AssertionError("what is dirty is not bounded")
+
+    @staticmethod
+    def value(number):
+        return random.Random(number).randbytes(20000)
+
+    def test_what_was_stored_is_kept_and_persist_says_why_not(self):
+        daemon = self.daemon("sqlite", memory_size="4M")
+        client, other = self.clients(daemon, 2)
+        self.assertEqual(client.put("first", "value"), "STORED")
+        self.assertEqual(client.ask("PERSIST"), "OK")
+        before = daemon.memory()
+        lock = self.locked(daemon)
+        stored, refused = self.fill(client)
+        self.assertRegex(refused, "ERROR unavailable .*locked")
+        self.assertGreater(len(stored), 10)
+        self.assertLessEqual(len(stored) * 20000, MIB)  # a quarter of memory-size
+        answers = in_threads(8, lambda n: self.client(daemon).put(f"more-{n}", bytes(100000)))
+        for answer in answers:
+            self.assertRegex(answer, "ERROR unavailable")
+        self.assertLess(daemon.memory() - before, 40 * MIB)
+        self.assertRegex(other.ask("PERSIST"), "ERROR unavailable .*locked")
+        for number in stored:
+            self.assertEqual(other.get(f"key-{number}"), self.value(number))
+        lock.execute("ROLLBACK")
+        until(lambda: other.ask("PERSIST") == "OK", "what was dirty is written")
+        self.assertEqual(client.put("after", "value"), "STORED")
+        self.assertEqual(client.ask("PERSIST"), "OK")
+        daemon.kill9()
+        daemon.start()
+        client = self.client(daemon)
+        for number in stored:
+            self.assertEqual(client.get(f"key-{number}"), self.value(number))
+        self.assertEqual(client.put(f"key-{stored[0]}", "other"), "EXISTS")
+        self.assertEqual(client.get("after"), b"value")
+
+    def test_a_put_waits_for_a_store_that_is_held(self):
+        daemon = self.daemon("sqlite", memory_size="0")
+        client = self.client(daemon)
+        lock = self.locked(daemon)
+        client.send("PUT key 5\nvalue\n")
+        self.assertTrue(client.silent(0.2))
+        lock.execute("ROLLBACK")
+        self.assertEqual(client.line(), "STORED")
+        self.assertEqual(client.get("key"), b"value")
 
 
 def disk_use(folder):
