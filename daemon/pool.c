@@ -64,6 +64,16 @@ static struct pool_task *take_batch(struct pool *pool)
     return batch;
 }
 
+void pool_submit(struct pool *pool, struct pool_task *task)
+{
+    task->next = NULL;
+    pthread_mutex_lock(&pool->lock);
+    *pool->last = task;
+    pool->last = &task->next;
+    pthread_mutex_unlock(&pool->lock);
+    pthread_cond_signal(&pool->ready);
+}
+
 static void task_back(struct loop_task *back)
 {
     struct pool_task *task = container_of(back, struct pool_task, back);
@@ -76,12 +86,17 @@ static void run_batch(struct pool *pool, unsigned thread, struct pool_task *batc
         pool->hooks.begin(pool->hooks.arg);
     for (struct pool_task *task = batch; task != NULL; task = task->next) {
         task->thread = thread;
+        task->again = false;
         task->run(task);
     }
     if (pool->hooks.end != NULL)
         pool->hooks.end(pool->hooks.arg, batch);
     for (struct pool_task *task = batch, *next; task != NULL; task = next) {
         next = task->next; /* once posted, the task may be gone */
+        if (task->again) {
+            pool_submit(pool, task);
+            continue;
+        }
         task->back.run = task_back;
         loop_post(task->loop, &task->back);
     }
@@ -165,16 +180,6 @@ struct pool *pool_new(const char *name, unsigned threads, const struct pool_hook
         return NULL;
     }
     return pool;
-}
-
-void pool_submit(struct pool *pool, struct pool_task *task)
-{
-    task->next = NULL;
-    pthread_mutex_lock(&pool->lock);
-    *pool->last = task;
-    pool->last = &task->next;
-    pthread_mutex_unlock(&pool->lock);
-    pthread_cond_signal(&pool->ready);
 }
 
 void pool_free(struct pool *pool)

@@ -12,11 +12,12 @@ struct pool;
 
 /* Lives in its owner's struct; in one queue at a time. */
 struct pool_task {
-    struct loop_task back;               /* the pool's, for the way home */
-    struct pool_task *next;              /* the pool's */
-    struct loop *loop;                   /* where finished() is to run */
-    unsigned thread;                     /* set before run(): which of the pool's threads, from 0 */
-    void (*run)(struct pool_task *task); /* on a thread of the pool */
+    struct loop_task back;  /* the pool's, for the way home */
+    struct pool_task *next; /* the pool's */
+    struct loop *loop;      /* where finished() is to run */
+    unsigned thread;        /* set before run(): which of the pool's threads, from 0 */
+    bool again; /* run() may set it: not finished, it is run once more after what waits by then */
+    void (*run)(struct pool_task *task);      /* on a thread of the pool */
     void (*finished)(struct pool_task *task); /* on the loop's thread; the owner's again */
 };
 

@@ -304,14 +304,19 @@ static enum store_status sqlite_inspect(struct store *store, struct store_call *
     return status;
 }
 
+static void publish(struct sqlite *sqlite)
+{
+    atomic_store(&sqlite->entries, sqlite->writer.committed.entries);
+    atomic_store(&sqlite->bytes, sqlite->writer.committed.bytes);
+}
+
 static int commit(struct sqlite *sqlite)
 {
     int rc = sq_writer_commit(&sqlite->writer);
     if (rc != SQLITE_OK)
         return rc;
     sqlite->pending = 0;
-    atomic_store(&sqlite->entries, sqlite->writer.totals.entries);
-    atomic_store(&sqlite->bytes, sqlite->writer.totals.bytes);
+    publish(sqlite);
     return SQLITE_OK;
 }
 
@@ -521,18 +526,37 @@ static enum store_status clear_full(struct sqlite *sqlite, struct store_call *ca
     return fail_batch(sqlite, call, SQLITE_OK);
 }
 
-static enum store_status sqlite_clear(struct store *store, struct store_call *call)
+static int begin_clear(struct sqlite *sqlite, struct store_call *call)
 {
-    struct sqlite *sqlite = sqlite_of(store);
-    call->entries = 0;
-    if (!is_usable(sqlite))
-        return fail_batch(sqlite, call, SQLITE_OK);
-    int rc = sq_entries_clear(&sqlite->writer, call->key, call->key_length, &call->entries);
-    if (rc == SQLITE_OK)
+    call->progress = malloc(sizeof(struct sq_clear));
+    if (call->progress == NULL)
+        return SQLITE_NOMEM;
+    return sq_entries_begin_clear(&sqlite->writer, call->key, call->key_length, call->progress);
+}
+
+static enum store_status end_clear(struct sqlite *sqlite, struct store_call *call, int rc)
+{
+    struct sq_clear *clear = call->progress;
+    call->entries = clear != NULL ? clear->live : 0;
+    call->progress = NULL;
+    free(clear);
+    publish(sqlite);
+    if (is_usable(sqlite) && sq_done(rc) == SQLITE_OK)
         return STORE_OK;
     if (call->key_length == 0 && sq_is_full(sqlite->writer.connection.db, rc))
         return clear_full(sqlite, call);
     return fail_batch(sqlite, call, rc);
+}
+
+/* In steps, each a transaction of its own: what waits meanwhile is served in between. */
+static enum store_status sqlite_clear(struct store *store, struct store_call *call)
+{
+    struct sqlite *sqlite = sqlite_of(store);
+    int rc = is_usable(sqlite) ? commit(sqlite) : SQLITE_OK;
+    if (rc == SQLITE_OK && is_usable(sqlite))
+        rc = call->progress == NULL ? begin_clear(sqlite, call)
+                                    : sq_entries_step_clear(&sqlite->writer, call->progress);
+    return rc == SQLITE_ROW ? STORE_PENDING : end_clear(sqlite, call, rc);
 }
 
 static enum store_status sqlite_persist(struct store *store, struct store_call *call)
@@ -651,6 +675,17 @@ static int drop_ended(struct sqlite *sqlite)
     return sq_done(rc);
 }
 
+static int drop_gone(struct sqlite *sqlite)
+{
+    int64_t until = clock_now() + STEP_MS;
+    int rc;
+    while ((rc = sq_entries_drop_gone(&sqlite->writer)) == SQLITE_OK) {
+        if (clock_now() >= until)
+            return SQLITE_ROW;
+    }
+    return sq_done(rc);
+}
+
 static int evict(struct sqlite *sqlite)
 {
     int64_t until = clock_now() + STEP_MS;
@@ -720,8 +755,8 @@ static int until_next(struct sqlite *sqlite)
 static int sqlite_upkeep(struct store *store)
 {
     static int (*const steps[])(struct sqlite *) = {
-        empty_long_log, drop_suspects,   drop_ended, evict,
-        read_keys,      write_many_uses, shrink,     empty_quiet_log,
+        empty_long_log, drop_suspects,   drop_ended, evict,           read_keys,
+        drop_gone,      write_many_uses, shrink,     empty_quiet_log,
     };
     struct sqlite *sqlite = sqlite_of(store);
     struct store_call unused;

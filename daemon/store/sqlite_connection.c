@@ -31,18 +31,24 @@ static const char *const sql[SQ_STATEMENTS] = {
     [SQ_VALUE_DELETE] = "DELETE FROM value WHERE id = ?1",
     [SQ_USE_DELETE] = "DELETE FROM use WHERE id = ?1",
     [SQ_USE_SET] = "INSERT INTO use(id, used) SELECT id, ?2 FROM value WHERE id = ?1"
+                   " AND NOT EXISTS(SELECT 1 FROM gone WHERE gone.id = value.id)"
                    " ON CONFLICT(id) DO UPDATE SET used = ?2",
     [SQ_USE_OLDEST] = "SELECT use.id, used, key FROM use LEFT JOIN value ON value.id = use.id"
                       " ORDER BY used LIMIT 1",
-    [SQ_VALUES] = "SELECT id, EXISTS(SELECT 1 FROM use WHERE use.id = value.id), key FROM value"
-                  " WHERE id > ?1 ORDER BY id",
+    [SQ_VALUES] = "SELECT id, EXISTS(SELECT 1 FROM use WHERE use.id = value.id)"
+                  " OR EXISTS(SELECT 1 FROM gone WHERE gone.id = value.id), key"
+                  " FROM value WHERE id > ?1 ORDER BY id",
     [SQ_ENDED_FIRST] = "SELECT " ROW " FROM entry WHERE expires <= ?1 ORDER BY expires LIMIT 1",
     [SQ_OTHERS] = "SELECT EXISTS(SELECT 1 FROM entry WHERE key < ?1)"
                   " OR EXISTS(SELECT 1 FROM entry WHERE key >= ?2)",
-    [SQ_RANGE_DELETE] = "DELETE FROM entry WHERE key >= ?1 AND key <= ?2",
+    [SQ_RANGE_DELETE] = "DELETE FROM entry WHERE key >= ?1 AND key <= ?2 AND id <= ?3",
+    [SQ_GONE_ADD] = "INSERT INTO gone(id) VALUES(?1)",
+    [SQ_GONE_FIRST] = "SELECT id FROM gone ORDER BY id LIMIT 1",
+    [SQ_GONE_DELETE] = "DELETE FROM gone WHERE id = ?1",
     [SQ_ENTRIES_CLEAR] = "DELETE FROM entry",
     [SQ_VALUES_CLEAR] = "DELETE FROM value",
     [SQ_USES_CLEAR] = "DELETE FROM use",
+    [SQ_GONE_CLEAR] = "DELETE FROM gone",
     [SQ_FREE_PAGES] = "PRAGMA freelist_count",
     [SQ_PAGES] = "PRAGMA page_count",
     [SQ_VACUUM] = "PRAGMA incremental_vacuum(64)",

@@ -2,13 +2,11 @@
 
 #include "../clock.h"
 
-#include <stdlib.h>
 #include <xxhash.h>
 
 enum {
-    KEY_ROWS = 1024,     /* read into the set of keys in one step */
-    HAND_ROWS = 1024,    /* that were used, passed in the search for one that was not */
-    SWEEP_ROWS = 1 << 20 /* cleared in one transaction */
+    KEY_ROWS = 1024, /* read into the set of keys in one step */
+    HAND_ROWS = 1024 /* that were used, passed in the search for one that was not */
 };
 
 uint64_t sq_entries_charge(const struct sq_writer *writer)
@@ -121,12 +119,13 @@ int sq_entries_put(struct sq_writer *writer, const struct store_call *call, stru
  */
 static int clear_all(struct sq_writer *writer, uint64_t *live)
 {
-    static const enum sq_statement all[] = {SQ_ENTRIES_CLEAR, SQ_VALUES_CLEAR, SQ_USES_CLEAR};
+    static const enum sq_statement all[] = {SQ_ENTRIES_CLEAR, SQ_VALUES_CLEAR, SQ_USES_CLEAR,
+                                            SQ_GONE_CLEAR};
     struct sq_connection *connection = &writer->connection;
     struct sq_totals before = writer->totals;
     int64_t ended = 0, now = clock_to_wall(clock_now());
     int rc = sq_ask(sq_with_id(connection, SQ_ENDED_COUNT, now), &ended);
-    for (unsigned i = 0; i < 3 && rc == SQLITE_OK; i++)
+    for (unsigned i = 0; i < 4 && rc == SQLITE_OK; i++)
         rc = sq_run(connection->statements[all[i]]);
     if (rc == SQLITE_OK)
         rc = sqlite3_exec(connection->db, "PRAGMA auto_vacuum=FULL", NULL, NULL, NULL);
@@ -143,97 +142,102 @@ static int clear_all(struct sq_writer *writer, uint64_t *live)
     return rc != SQLITE_OK ? rc : back;
 }
 
-/* What one transaction removes: the entries from a key on, up to last. */
-struct sweep {
-    int64_t *ids;
-    size_t count;
-    int64_t bytes;
-    uint64_t live;
-    struct sq_key last;
-};
-
-static int gather(struct sq_writer *writer, const struct sq_key *from, const struct sq_key *to,
-                  struct sweep *sweep)
+int sq_entries_begin_clear(struct sq_writer *writer, const uint8_t *prefix, size_t length,
+                           struct sq_clear *clear)
 {
-    sqlite3_stmt *statement = sq_with_range(&writer->connection, SQ_RANGE, from, to);
+    int64_t others = 1;
+    *clear = (struct sq_clear){.newest = sq_notes_tick(writer->notes)};
+    sq_range(prefix, length, &clear->from, &clear->to);
+    int rc = sq_writer_begin(writer);
+    if (rc == SQLITE_OK)
+        rc = sq_ask(sq_with_range(&writer->connection, SQ_OTHERS, &clear->from, &clear->to),
+                    &others);
+    if (rc == SQLITE_OK && !others)
+        rc = clear_all(writer, &clear->live);
+    if (rc == SQLITE_OK && !others)
+        return SQLITE_DONE;
+    if (rc == SQLITE_OK)
+        rc = sq_writer_commit(writer);
+    return rc == SQLITE_OK ? SQLITE_ROW : rc;
+}
+
+/* Notes the entries of one step, up to *last; SQLITE_DONE: there are no more. */
+static int gather(struct sq_writer *writer, struct sq_clear *clear, struct sq_key *last,
+                  int64_t *bytes)
+{
+    sqlite3_stmt *statement =
+        sq_with_range(&writer->connection, SQ_RANGE, &clear->from, &clear->to);
     struct sq_row row;
-    int rc = SQLITE_DONE;
-    sweep->count = 0;
-    sweep->bytes = 0;
-    while (sweep->count < SWEEP_ROWS && (rc = sqlite3_step(statement)) == SQLITE_ROW) {
+    int rc = SQLITE_ROW;
+    clear->count = 0;
+    *last = clear->from;
+    for (unsigned n = 0; n < SQ_CLEAR_ROWS && (rc = sqlite3_step(statement)) == SQLITE_ROW; n++) {
         sq_read_row(statement, &row);
-        if (!sq_read_key(statement, SQ_KEY_COLUMN, &sweep->last)) {
+        if (!sq_read_key(statement, SQ_KEY_COLUMN, last)) {
             rc = SQLITE_CORRUPT;
             break;
         }
-        sweep->ids[sweep->count++] = row.id;
-        sweep->bytes += sweep->last.length + row.size;
-        sweep->live += !sq_ended(&row);
+        if (row.id > clear->newest)
+            continue;
+        clear->ids[clear->count++] = row.id;
+        *bytes += last->length + row.size;
+        clear->live += !sq_ended(&row);
+        keyset_remove(writer->keys, store_hash(last->bytes, last->length));
     }
     sqlite3_reset(statement);
-    return sq_done(rc);
+    return rc;
 }
 
-static int compare_ids(const void *left, const void *right)
-{
-    const int64_t *a = left, *b = right;
-    return (*a > *b) - (*a < *b);
-}
-
-/* In the order of the ids, which is that of the pages: in the keys' order it takes ten times as
- * long. */
-static int remove_gathered(struct sq_writer *writer, const struct sq_key *from,
-                           const struct sweep *sweep)
+/* The values stay where they are for now: they lie scattered, in another order than the keys. */
+static int remove_gathered(struct sq_writer *writer, const struct sq_clear *clear,
+                           const struct sq_key *last, int64_t bytes)
 {
     struct sq_connection *connection = &writer->connection;
-    size_t count = sweep->count;
-    qsort(sweep->ids, count, sizeof(sweep->ids[0]), compare_ids);
     int rc = sq_writer_begin(writer);
-    for (size_t i = 0; i < count && rc == SQLITE_OK; i++)
-        rc = sq_run(sq_with_id(connection, SQ_VALUE_DELETE, sweep->ids[i]));
-    for (size_t i = 0; i < count && rc == SQLITE_OK; i++)
-        rc = sq_run(sq_with_id(connection, SQ_USE_DELETE, sweep->ids[i]));
+    sqlite3_stmt *statement = sq_with_range(connection, SQ_RANGE_DELETE, &clear->from, last);
+    sqlite3_bind_int64(statement, 3, clear->newest);
     if (rc == SQLITE_OK)
-        rc = sq_run(sq_with_range(connection, SQ_RANGE_DELETE, from, &sweep->last));
-    if (rc == SQLITE_OK && (size_t)sqlite3_changes(connection->db) != count)
+        rc = sq_run(statement);
+    if (rc == SQLITE_OK && sqlite3_changes(connection->db) != (int)clear->count)
         rc = SQLITE_CORRUPT;
+    for (unsigned i = 0; i < clear->count && rc == SQLITE_OK; i++) {
+        rc = sq_run(sq_with_id(connection, SQ_GONE_ADD, clear->ids[i]));
+        if (rc == SQLITE_OK)
+            rc = sq_run(sq_with_id(connection, SQ_USE_DELETE, clear->ids[i]));
+    }
     if (rc == SQLITE_OK)
-        rc = sq_writer_count(writer, -(int64_t)count, -sweep->bytes);
-    return rc;
+        rc = sq_writer_count(writer, -(int64_t)clear->count, -bytes);
+    return rc == SQLITE_OK ? sq_writer_commit(writer) : rc;
 }
 
-static int clear_range(struct sq_writer *writer, const struct sq_key *from, const struct sq_key *to,
-                       uint64_t *live)
+int sq_entries_step_clear(struct sq_writer *writer, struct sq_clear *clear)
 {
-    struct sweep sweep = {.ids = malloc(SWEEP_ROWS * sizeof(int64_t))};
-    int rc = sweep.ids != NULL ? SQLITE_OK : SQLITE_NOMEM;
-    do {
-        if (rc == SQLITE_OK)
-            rc = gather(writer, from, to, &sweep);
-        if (rc == SQLITE_OK && sweep.count > 0)
-            rc = remove_gathered(writer, from, &sweep);
-        if (rc == SQLITE_OK)
-            rc = sq_writer_commit(writer);
-    } while (rc == SQLITE_OK && sweep.count == SWEEP_ROWS);
-    free(sweep.ids);
-    *live = sweep.live;
-    return rc;
+    struct sq_key last;
+    int64_t bytes = 0;
+    int step = gather(writer, clear, &last, &bytes);
+    int rc = sq_done(step);
+    if (rc == SQLITE_OK && clear->count > 0)
+        rc = remove_gathered(writer, clear, &last, bytes);
+    clear->from = last;
+    clear->from.bytes[clear->from.length++] = 0; /* the first that is larger */
+    return rc == SQLITE_OK ? step : rc;
 }
 
-int sq_entries_clear(struct sq_writer *writer, const uint8_t *prefix, size_t length, uint64_t *live)
+int sq_entries_drop_gone(struct sq_writer *writer)
 {
-    struct sq_key from, to;
-    int64_t others = 1;
-    sq_range(prefix, length, &from, &to);
-    int rc = sq_writer_begin(writer);
-    if (rc == SQLITE_OK)
-        rc = sq_ask(sq_with_range(&writer->connection, SQ_OTHERS, &from, &to), &others);
-    if (rc != SQLITE_OK)
+    struct sq_connection *connection = &writer->connection;
+    sqlite3_stmt *statement = connection->statements[SQ_GONE_FIRST];
+    int rc = sqlite3_step(statement);
+    int64_t id = rc == SQLITE_ROW ? sqlite3_column_int64(statement, 0) : 0;
+    sqlite3_reset(statement);
+    if (rc != SQLITE_ROW)
         return rc;
-    if (!others)
-        return clear_all(writer, live);
-    sq_writer_forget_keys(writer);
-    return clear_range(writer, &from, &to, live);
+    rc = sq_writer_begin(writer);
+    if (rc == SQLITE_OK)
+        rc = sq_run(sq_with_id(connection, SQ_VALUE_DELETE, id));
+    if (rc == SQLITE_OK)
+        rc = sq_run(sq_with_id(connection, SQ_GONE_DELETE, id));
+    return rc;
 }
 
 int sq_entries_read_keys(struct sq_writer *writer)
@@ -317,9 +321,14 @@ static int least_used(struct sq_writer *writer, struct candidate *candidate)
 static int oldest(struct sq_writer *writer, struct candidate *candidate)
 {
     struct candidate used;
-    int rc = oldest_unused(writer, candidate);
-    if (rc == SQLITE_OK)
-        rc = least_used(writer, &used);
+    int64_t hand;
+    int rc;
+    do {
+        hand = writer->totals.hand;
+        rc = oldest_unused(writer, candidate);
+        if (rc == SQLITE_OK)
+            rc = least_used(writer, &used);
+    } while (rc == SQLITE_OK && candidate->id == 0 && used.id == 0 && writer->totals.hand != hand);
     if (rc == SQLITE_OK && used.id != 0 && (candidate->id == 0 || used.used < candidate->used))
         *candidate = used;
     return rc;

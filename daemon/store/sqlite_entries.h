@@ -11,7 +11,7 @@
 #include "store.h"
 
 /* The bytes that count against max-size: each entry has a flat share of the indexes. */
-enum { SQ_ENTRY_OVERHEAD = 128 };
+enum { SQ_ENTRY_OVERHEAD = 128, SQ_CLEAR_ROWS = 1024 };
 uint64_t sq_entries_charge(const struct sq_writer *writer);
 
 /* What a value with its key and flags must add up to, or it is damaged. Any thread. */
@@ -29,12 +29,27 @@ int sq_entries_remove(struct sq_writer *writer, const uint8_t *key, size_t lengt
 int sq_entries_put(struct sq_writer *writer, const struct store_call *call, struct value *value,
                    bool *exists);
 
+/* A CLEAR under way. */
+struct sq_clear {
+    struct sq_key from, to; /* what is left */
+    int64_t newest;         /* entries with later ids stay */
+    uint64_t live;          /* how many were removed that had not ended */
+    unsigned count;
+    int64_t ids[SQ_CLEAR_ROWS]; /* of one step */
+};
+
 /*
- * Removes all that begin with the prefix and commits, perhaps in several transactions; *live is how
- * many there were that had not ended.
+ * Begins to remove all that begins with the prefix and was stored before. SQLITE_DONE: it is done
+ * and committed already; SQLITE_ROW: by steps. Not inside a transaction.
  */
-int sq_entries_clear(struct sq_writer *writer, const uint8_t *prefix, size_t length,
-                     uint64_t *live);
+int sq_entries_begin_clear(struct sq_writer *writer, const uint8_t *prefix, size_t length,
+                           struct sq_clear *clear);
+
+/* Removes some and commits. SQLITE_ROW: there may be more. Not inside a transaction. */
+int sq_entries_step_clear(struct sq_writer *writer, struct sq_clear *clear);
+
+/* Gives the space of one cleared value back; SQLITE_DONE where there is none. */
+int sq_entries_drop_gone(struct sq_writer *writer);
 
 /* Removes the entry that is worth least; there must be one. */
 int sq_entries_evict(struct sq_writer *writer);

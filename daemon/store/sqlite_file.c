@@ -12,6 +12,8 @@ enum { APPLICATION_ID = 0x4C696361, VERSION = 2, INCREMENTAL = 2 };
     "CREATE TABLE meta(id INTEGER PRIMARY KEY, entries INTEGER NOT NULL, bytes INTEGER NOT NULL, " \
     "tick INTEGER NOT NULL, sum INTEGER NOT NULL, wall INTEGER NOT NULL"
 
+#define GONE "CREATE TABLE gone(id INTEGER PRIMARY KEY)"
+
 static const char *const tables[] = {
     META ", hand INTEGER NOT NULL)",
     "CREATE TABLE entry(key BLOB PRIMARY KEY NOT NULL, id INTEGER NOT NULL, size INTEGER NOT NULL, "
@@ -20,6 +22,7 @@ static const char *const tables[] = {
     "CREATE TABLE value(id INTEGER PRIMARY KEY, key BLOB NOT NULL, bytes BLOB NOT NULL)",
     "CREATE TABLE use(id INTEGER PRIMARY KEY, used INTEGER NOT NULL)",
     "CREATE INDEX use_order ON use(used)",
+    GONE,
 };
 
 enum { TABLES = sizeof(tables) / sizeof(tables[0]) };
@@ -31,6 +34,7 @@ static const char *const from_version_1[] = {
     META ", hand INTEGER NOT NULL)",
     "INSERT INTO meta SELECT id, entries, bytes, tick, sum, wall, tick FROM meta_1",
     "DROP TABLE meta_1",
+    GONE,
     "PRAGMA user_version=2",
     "COMMIT",
 };
@@ -45,7 +49,13 @@ static int ask(sqlite3 *db, const char *text, int64_t *number)
     return rc;
 }
 
-/* How many of our tables and indexes are there, as that version makes them. */
+/* How many of our tables and indexes that version has. */
+static size_t tables_of(int64_t version)
+{
+    return version == 1 ? TABLES - 1 : TABLES;
+}
+
+/* How many of them are there, as that version makes them. */
 static int count_ours(sqlite3 *db, int64_t version, int64_t *count)
 {
     sqlite3_stmt *statement = NULL;
@@ -53,7 +63,7 @@ static int count_ours(sqlite3 *db, int64_t version, int64_t *count)
     int rc = sqlite3_prepare_v2(db, "SELECT count(*) FROM sqlite_schema WHERE sql = ?1", -1,
                                 &statement, NULL);
     *count = 0;
-    for (size_t i = 0; i < TABLES && rc == SQLITE_OK; i++) {
+    for (size_t i = 0; i < tables_of(version) && rc == SQLITE_OK; i++) {
         const char *table = i == 0 && version == 1 ? META ")" : tables[i];
         sqlite3_bind_text(statement, 1, table, -1, SQLITE_STATIC);
         rc = sq_ask(statement, &same);
@@ -81,9 +91,10 @@ static int examine(sqlite3 *db, enum sq_content *content, bool *empty, bool *old
     bool known = version == VERSION || version == 1;
     *empty = all == 0 && (named || application == 0) && version <= VERSION;
     *older = !*empty && version == 1;
-    if (*empty || (ours == TABLES && all == TABLES && named && known))
+    bool complete = ours == (int64_t)tables_of(version) && all == ours;
+    if (*empty || (complete && named && known))
         *content = SQ_OURS;
-    else if (ours == TABLES && all == TABLES)
+    else if (complete)
         *content = SQ_DAMAGED;
     else if (named)
         *content = version > VERSION ? SQ_NEWER : SQ_DAMAGED;

@@ -10,7 +10,8 @@
 
 /*
  * The tables: entry holds what is known of a key, value its bytes, use when it was last read,
- * where it was since it was stored, meta the sums over all of them. They meet in an id, which no
+ * where it was since it was stored, meta the sums over all of them. gone are values whose entries a
+ * CLEAR has removed and whose space is still to be given back. They meet in an id, which no
  * other entry ever had or gets. What is small and often needed stays apart from the bytes, so that
  * neither HEAD, a PUT of what is there, CLEAR nor a new last use touches a large value's pages.
  */

@@ -65,6 +65,7 @@ static void run_call(struct pool_task *task)
 {
     struct store_call *call = container_of(task, struct store_call, task);
     call->status = run_method(call->store, call);
+    task->again = call->status == STORE_PENDING;
 }
 
 static void finish_call(struct pool_task *task)
@@ -84,7 +85,7 @@ static void fail_batch(struct pool_task *batch, const struct store_call *failed)
 {
     for (struct pool_task *task = batch; task != NULL; task = task->next) {
         struct store_call *call = container_of(task, struct store_call, task);
-        if (call->status == STORE_FAILED)
+        if (call->status == STORE_FAILED || task->again)
             continue;
         call->status = STORE_FAILED;
         call->error = failed->error;
@@ -237,6 +238,7 @@ enum store_status store_submit(struct store *store, struct store_call *call)
     call->hash = store_hash(call->key, call->key_length);
     call->fd = -1;
     call->copied = false;
+    call->progress = NULL;
     if (call->op != STORE_PUT)
         call->value = NULL;
     if (call->op != STORE_GET)

@@ -54,6 +54,7 @@ struct store_call {
     const uint8_t *key; /* the caller's, unchanged until the call has finished */
     uint32_t key_length;
     uint64_t hash;       /* store_hash(key), set by store_submit() */
+    void *progress;      /* CLEAR: the backend's, see store_ops.writers; NULL at first */
     struct value *value; /* as above */
 
     /* GET: where a store that answers at once may copy the value's bytes instead, if they are no
@@ -105,7 +106,8 @@ struct store_ops {
      * Threads, for a backend whose methods block; both 0 where they never do. GET, HEAD and INSPECT
      * run on the readers, all else on the writers; call->task.thread numbers them, each from 0.
      * With one writer, begin and commit stand around each batch of calls, none of which is answered
-     * before commit has returned.
+     * before commit has returned. There clear may return STORE_PENDING for what it has done so far,
+     * which commit failing does not undo: it is called again, after the calls that wait by then.
      */
     unsigned readers;
     unsigned writers;

@@ -51,6 +51,7 @@ struct job {
     char name;
     atomic_int *gate; /* run() waits until it is not 0 */
     atomic_int started;
+    int more; /* times that run() says "again" */
     unsigned thread;
     int finished;
     int *all; /* how many have finished on this loop */
@@ -67,6 +68,7 @@ static void run_job(struct pool_task *task)
         usleep(1000);
     if (job->record != NULL)
         record(job->record, job->name);
+    task->again = job->more-- > 0;
 }
 
 static void job_finished(struct pool_task *task)
@@ -199,6 +201,33 @@ START_TEST(what_waits_together_is_one_batch)
     step_until(loop, &all, 6);
     ck_assert_str_eq(log.text, "(a1)(bcd3)(ef2)");
     pool_free(pool);
+    loop_free(loop);
+}
+END_TEST
+
+/* What is not finished lets what waits go first; the end of the pool waits for it. */
+START_TEST(a_task_may_go_on_later)
+{
+    int all = 0;
+    atomic_int gate = 0;
+    struct record log = {.lock = PTHREAD_MUTEX_INITIALIZER};
+    struct pool_hooks hooks = {.arg = &log, .begin = begin, .end = end, .batch = 2};
+    struct job jobs[4];
+    struct loop *loop = loop_new(0);
+    struct pool *pool = pool_new("test", 1, &hooks);
+    for (int i = 0; i < 4; i++) {
+        jobs[i] = (struct job){.record = &log, .name = (char)('a' + i)};
+        jobs[i].gate = i == 0 ? &gate : NULL;
+        jobs[i].more = i == 0 ? 2 : 0;
+        start_job(pool, loop, &jobs[i], &all);
+        if (i == 0)
+            wait_for(&jobs[0].started);
+    }
+    atomic_store(&gate, 1);
+    pool_free(pool);
+    step_until(loop, &all, 4);
+    ck_assert_str_eq(log.text, "(a1)(bc2)(da2)(a1)");
+    ck_assert_int_eq(jobs[0].finished, 1);
     loop_free(loop);
 }
 END_TEST
@@ -374,6 +403,7 @@ int main(void)
     tcase_add_test(tcase, threads_have_numbers_of_their_own);
     tcase_add_test(tcase, one_thread_keeps_the_order);
     tcase_add_test(tcase, what_waits_together_is_one_batch);
+    tcase_add_test(tcase, a_task_may_go_on_later);
     tcase_add_test(tcase, idle_comes_again_when_it_wants_to);
     tcase_add_test(tcase, idle_sleeps_until_the_next_task);
     tcase_add_test(tcase, idle_gets_its_turn_under_load);

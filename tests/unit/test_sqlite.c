@@ -1117,7 +1117,7 @@ START_TEST(an_older_file_is_taken_over)
     ck_assert(get("key", 0, 50000));
     close_store();
     execute("INSERT INTO use SELECT id, id FROM value WHERE id NOT IN (SELECT id FROM use);"
-            "ALTER TABLE meta DROP COLUMN hand; PRAGMA user_version=1");
+            "ALTER TABLE meta DROP COLUMN hand; DROP TABLE gone; PRAGMA user_version=1");
     open_store();
     ck_assert(!exists("cache.db.damaged"));
     expect_first_used();
@@ -1190,6 +1190,46 @@ START_TEST(a_long_range_is_counted_and_cleared)
     ck_assert(get("other", 4, 10));
     ck_assert(!get("key", 5, 10));
     free(asks);
+    stop();
+}
+END_TEST
+
+static struct ask *first_finished;
+
+static void note_first(struct ask *ask)
+{
+    if (first_finished == NULL)
+        first_finished = ask;
+}
+
+/* A CLEAR of many goes in steps: who comes later need not wait for its end, and what is stored
+ * while it is under way is not its business. */
+START_TEST(others_are_served_while_a_range_is_cleared)
+{
+    enum { PUTS = 10000 };
+    struct ask *asks = calloc(PUTS, sizeof(*asks)), clear, later;
+    start_open();
+    for (unsigned n = 0; n < PUTS; n++)
+        submit_put(&asks[n], "key", n, 10);
+    for (unsigned n = 0; n < PUTS; n++)
+        ck_assert_int_eq(wait_for(&asks[n]), STORE_OK);
+    ck_assert_int_eq(put("other", 1, 10), STORE_OK);
+    clear = (struct ask){.call = {.op = STORE_CLEAR, .key_length = 3}, .key = "key"};
+    clear.then = note_first;
+    submit(&clear);
+    submit_put(&later, "key9999-later", 1, 10);
+    later.then = note_first;
+    ck_assert_int_eq(wait_for(&later), STORE_OK);
+    ck_assert_int_eq(wait_for(&clear), STORE_OK);
+    ck_assert_ptr_eq(first_finished, &later);
+    ck_assert_uint_eq(clear.call.entries, PUTS);
+    ck_assert_uint_eq(ask_all(STORE_INSPECT, "key", 3).call.entries, 1);
+    ck_assert(get("key9999-later", 1, 10));
+    ck_assert_int_eq(put("key", 5, 10), STORE_OK);
+    free(asks);
+    close_store();
+    ck_assert_int_eq(ask_file("SELECT entries FROM meta"), 3);
+    ck_assert_int_eq(ask_file("SELECT count(*) FROM value WHERE id NOT IN gone"), 3);
     stop();
 }
 END_TEST
@@ -1367,6 +1407,7 @@ static void add_tests(Suite *suite)
     tcase_add_test(tcase, sqlites_own_limit_is_told);
     tcase_add_test(tcase, prefixes_are_bytes);
     tcase_add_test(tcase, a_long_range_is_counted_and_cleared);
+    tcase_add_test(tcase, others_are_served_while_a_range_is_cleared);
     tcase_add_test(tcase, a_foreign_lock_is_waited_for);
 
     tcase = suite_case(suite, "persist", 60);
