@@ -33,8 +33,9 @@ enum {
     LOG_PAGES_MAX = 32000,  /* after which it is written back before the next batch */
     PAUSE_MS = 50,          /* without a batch */
     STEP_MS = 4,            /* of upkeep */
-    QUIET_MS = 1000,        /* without a batch, then the log is emptied */
-    AGAIN_MS = 1000         /* between looks for what has ended, or after a failure */
+    QUIET_MS = 1000,        /* without a batch, then the log is written back anyway */
+    EMPTY_MS = 10000, /* without a batch; before, its file is cheaper to write anew as it is */
+    AGAIN_MS = 1000   /* between looks for what has ended, or after a failure */
 };
 
 struct reader {
@@ -736,20 +737,27 @@ static int shrink(struct sqlite *sqlite)
 
 static int empty_quiet_log(struct sqlite *sqlite)
 {
-    bool due = sqlite->writer.log_pages > 0 && is_quiet(sqlite, QUIET_MS);
-    return due ? write_back(sqlite, SQLITE_CHECKPOINT_TRUNCATE) : SQLITE_OK;
+    if (sqlite->writer.log_pages > 0 && is_quiet(sqlite, EMPTY_MS))
+        return write_back(sqlite, SQLITE_CHECKPOINT_TRUNCATE);
+    bool due = sqlite->writer.log_pages > 1 && is_quiet(sqlite, QUIET_MS);
+    return due ? write_back(sqlite, SQLITE_CHECKPOINT_RESTART) : SQLITE_OK;
+}
+
+/* Milliseconds without a batch after which there is something to do with the log. */
+static int64_t log_due(int pages)
+{
+    return pages >= LOG_PAGES ? PAUSE_MS : pages > 1 ? QUIET_MS : EMPTY_MS;
 }
 
 /* Milliseconds until there may be something to do, as pool_hooks.idle. */
 static int until_next(struct sqlite *sqlite)
 {
-    int64_t elapsed = clock_now() - sqlite->written;
-    bool has_log = sqlite->writer.log_pages > 0;
-    if (sqlite->writer.log_pages >= LOG_PAGES && elapsed < PAUSE_MS)
-        return (int)(PAUSE_MS - elapsed);
-    if (has_log && elapsed < QUIET_MS)
-        return (int)(QUIET_MS - elapsed);
-    return has_log || sq_entries_have_ends(&sqlite->writer) ? AGAIN_MS : -1;
+    int pages = sqlite->writer.log_pages;
+    int64_t left = log_due(pages) - (clock_now() - sqlite->written);
+    bool again = sq_entries_have_ends(&sqlite->writer) || (pages > 0 && left <= 0);
+    if (again && (pages == 0 || left <= 0 || left > AGAIN_MS))
+        return AGAIN_MS;
+    return pages > 0 ? (int)left : -1;
 }
 
 static int sqlite_upkeep(struct store *store)
