@@ -1408,6 +1408,7 @@ START_TEST(a_foreign_lock_is_waited_for)
     if (child == 0) {
         sqlite3 *db = NULL;
         bool ok = sqlite3_open(path, &db) == SQLITE_OK &&
+                  sqlite3_busy_timeout(db, WAIT_MS) == SQLITE_OK &&
                   sqlite3_exec(db, "BEGIN IMMEDIATE", NULL, NULL, NULL) == SQLITE_OK &&
                   write(ends[1], "l", 1) == 1;
         usleep(300000);
