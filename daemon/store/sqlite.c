@@ -31,7 +31,7 @@ enum {
     RANGE_ROWS = 4096,      /* counted in one read transaction */
     LOG_PAGES = 4000,       /* after which the log is written back in a pause */
     LOG_PAGES_MAX = 32000,  /* after which it is written back before the next batch */
-    PAUSE_MS = 50,          /* without a batch */
+    PAUSE_MS = 250,         /* without a batch; the tier sends what it has more often */
     STEP_MS = 4,            /* of upkeep */
     QUIET_MS = 1000,        /* without a batch, then the log is written back anyway */
     EMPTY_MS = 10000, /* without a batch; before, its file is cheaper to write anew as it is */
