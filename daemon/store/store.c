@@ -17,7 +17,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
-enum { STORE_BATCH = 256 };
+enum { STORE_BATCH = 1024 };
 
 static const struct store_ops *const backends[] = {
     &store_memory, &store_filesystem, &store_sqlite, &store_redis, &store_null,

@@ -13,10 +13,10 @@
 
 enum {
     GATES = 1024,
-    CHAINS = 16,       /* of a gate; what is under way at one time is bounded */
-    FLUSH_MS = 100,    /* the oldest dirty value waits no longer before it is written */
-    FLUSH_COUNT = 256, /* as many are written without waiting */
-    FLUSH_BYTES = 1 << 20,
+    CHAINS = 16,        /* of a gate; what is under way at one time is bounded */
+    FLUSH_MS = 100,     /* the oldest dirty value waits no longer before it is written */
+    FLUSH_COUNT = 1024, /* as many are written without waiting */
+    FLUSH_BYTES = 4 << 20,
     RETRY_MS = 500,    /* after a failed write */
     DIRTY_MAX = 65536, /* entries */
     DETACH_MS = 30000,
