@@ -12,12 +12,16 @@ enum { APPLICATION_ID = 0x4C696361, VERSION = 2, INCREMENTAL = 2 };
     "CREATE TABLE meta(id INTEGER PRIMARY KEY, entries INTEGER NOT NULL, bytes INTEGER NOT NULL, " \
     "tick INTEGER NOT NULL, sum INTEGER NOT NULL, wall INTEGER NOT NULL"
 
+#define ENTRY                                                                                      \
+    "CREATE TABLE entry(key BLOB PRIMARY KEY NOT NULL, id INTEGER NOT NULL, "                      \
+    "size INTEGER NOT NULL, flags INTEGER NOT NULL, expires INTEGER, ttl INTEGER, "                \
+    "sum INTEGER NOT NULL) WITHOUT ROWID"
+
 #define GONE "CREATE TABLE gone(id INTEGER PRIMARY KEY)"
 
 static const char *const tables[] = {
     META ", hand INTEGER NOT NULL)",
-    "CREATE TABLE entry(key BLOB PRIMARY KEY NOT NULL, id INTEGER NOT NULL, size INTEGER NOT NULL, "
-    "flags INTEGER NOT NULL, expires INTEGER, ttl INTEGER, sum INTEGER NOT NULL) WITHOUT ROWID",
+    ENTRY,
     "CREATE INDEX entry_end ON entry(expires, ttl) WHERE expires IS NOT NULL",
     "CREATE TABLE value(id INTEGER PRIMARY KEY, key BLOB NOT NULL, bytes BLOB NOT NULL)",
     "CREATE TABLE use(id INTEGER PRIMARY KEY, used INTEGER NOT NULL)",
