@@ -183,6 +183,9 @@ static void advance(struct wire_output *output, size_t sent)
 
 static ssize_t send_parts(struct wire *wire, struct wire_output *output)
 {
+    const struct iovec *part = &output->parts[output->first];
+    if (output->first + 1 == output->count && output->descriptor < 0)
+        return send(wire->fd, part->iov_base, part->iov_len, MSG_DONTWAIT | MSG_NOSIGNAL);
     union {
         struct cmsghdr header;
         char bytes[CMSG_SPACE(sizeof(int))];
