@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 import unittest
+from pathlib import Path
 
 from harness import BACKENDS, CLI, FAULTY, SessionTest, in_threads, until
 
@@ -196,10 +197,12 @@ class Failures(CliTest):
 
     def test_a_daemon_that_says_nothing(self):
         self.served.signal(signal.SIGSTOP)
+        self.addCleanup(self.served.signal, signal.SIGCONT)
+        until(lambda: all(" (stopped)" in path.read_text() for path in
+                          Path(f"/proc/{self.served.pid}/task").glob("*/status")), "it has stopped")
         begin = time.monotonic()
         self.expect(UNREACHABLE, "--timeout", "1", "get", "key")
         self.assertLess(time.monotonic() - begin, 20)
-        self.served.signal(signal.SIGCONT)
 
     def test_the_socket_comes_from_the_environment(self):
         done = subprocess.run([CLI, "ping"], capture_output=True, timeout=60, check=False,
