@@ -98,7 +98,10 @@ static void run_batch(struct pool *pool, unsigned thread, struct pool_task *batc
             continue;
         }
         task->back.run = task_back;
-        loop_post(task->loop, &task->back);
+        if (task->loop != NULL)
+            loop_post(task->loop, &task->back);
+        else
+            task->finished(task);
     }
 }
 

@@ -14,11 +14,11 @@ struct pool;
 struct pool_task {
     struct loop_task back;  /* the pool's, for the way home */
     struct pool_task *next; /* the pool's */
-    struct loop *loop;      /* where finished() is to run */
+    struct loop *loop;      /* where finished() is to run; NULL: on the pool's thread */
     unsigned thread;        /* set before run(): which of the pool's threads, from 0 */
     bool again; /* run() may set it: not finished, it is run once more after what waits by then */
     void (*run)(struct pool_task *task);      /* on a thread of the pool */
-    void (*finished)(struct pool_task *task); /* on the loop's thread; the owner's again */
+    void (*finished)(struct pool_task *task); /* the task is the owner's again */
 };
 
 /* What a pool does around its tasks; any may be NULL. Called on the pool's threads with arg. */

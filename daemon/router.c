@@ -3,6 +3,7 @@
 #include "../proto/line.h"
 #include "clock.h"
 #include "container_of.h"
+#include "share.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -69,28 +70,15 @@ static void answer_fd(struct exchange *exchange, int fd, uint64_t offset)
     exchange->fd = fd;
 }
 
-static void shared(struct share *share)
+/* A large value goes as a descriptor, or out of one. Where it has none yet, nobody waits for it. */
+static void answer_large(struct exchange *exchange)
 {
-    struct exchange *exchange = container_of(share, struct exchange, share);
-    exchange->on_pool = false;
-    if (exchange->session.call.wants_fd && value_shared(exchange->value) >= 0)
-        answer_fd(exchange, value_shared(exchange->value), 0);
-    exchange->done(exchange);
-}
-
-/* A large value goes as a descriptor, or out of one, for which it may have to be copied first. */
-static enum router_next answer_large(struct exchange *exchange)
-{
-    int fd = value_shared(exchange->value);
     bool wants_fd = exchange->session.call.wants_fd;
-    if (fd >= 0 && wants_fd)
+    int fd = value_shared(exchange->value);
+    if (fd < 0 && value_worth_sharing(exchange->value, wants_fd))
+        share_start(exchange->router->files, exchange->value);
+    else if (fd >= 0 && wants_fd)
         answer_fd(exchange, fd, 0);
-    if (fd >= 0 || (!wants_fd && !value_worth_sharing(exchange->value)))
-        return ROUTER_REPLY;
-    exchange->on_pool = true;
-    share_start(&exchange->share, exchange->router->files, exchange->session.call.loop,
-                exchange->value, shared);
-    return ROUTER_PENDING;
 }
 
 static enum router_next answer_get(struct exchange *exchange, enum store_status status)
@@ -114,7 +102,9 @@ static enum router_next answer_get(struct exchange *exchange, enum store_status 
     }
     answer_value(exchange, call->value);
     call->value = NULL;
-    return exchange->value->length >= FD_MIN ? answer_large(exchange) : ROUTER_REPLY;
+    if (exchange->value->length >= FD_MIN)
+        answer_large(exchange);
+    return ROUTER_REPLY;
 }
 
 static enum router_next answer_head(struct exchange *exchange, enum store_status status)

@@ -9,7 +9,6 @@
 #include "../proto/message.h"
 #include "cache.h"
 #include "fetch.h"
-#include "share.h"
 
 /* What all exchanges share; filled once by main.c, read-only afterwards. */
 struct router {
@@ -30,11 +29,8 @@ enum router_next {
 struct exchange {
     const struct router *router;
     struct cache_session session;
-    union {
-        struct fetch fetch;
-        struct share share;
-    };
-    bool on_pool; /* one of the two is under way */
+    struct fetch fetch;
+    bool on_pool; /* it is under way */
     bool overwrite;
     struct reply reply;
     /* ROUTER_BODY: to be filled; with a reply: its bytes. The caller's reference. */

@@ -2,6 +2,13 @@
 
 #include "container_of.h"
 
+#include <stdlib.h>
+
+struct share {
+    struct pool_task task;
+    struct value *value; /* a reference */
+};
+
 static void share_run(struct pool_task *task)
 {
     value_share(container_of(task, struct share, task)->value);
@@ -10,16 +17,20 @@ static void share_run(struct pool_task *task)
 static void share_finished(struct pool_task *task)
 {
     struct share *share = container_of(task, struct share, task);
-    share->done(share);
+    value_unref(share->value);
+    free(share);
 }
 
-void share_start(struct share *share, struct pool *pool, struct loop *loop, struct value *value,
-                 void (*done)(struct share *share))
+void share_start(struct pool *pool, struct value *value)
 {
+    struct share *share = malloc(sizeof(*share));
+    if (share == NULL) {
+        value_share_not(value);
+        return;
+    }
     *share = (struct share){
-        .task = {.loop = loop, .run = share_run, .finished = share_finished},
-        .value = value,
-        .done = done,
+        .task = {.run = share_run, .finished = share_finished},
+        .value = value_ref(value),
     };
     pool_submit(pool, &share->task);
 }

@@ -1,6 +1,6 @@
 /*
  * Gives a value a descriptor that clients can be handed (value_share()). That copies the value
- * once, which takes its time, so it is done on a thread of a pool.
+ * once, which takes its time, so it is done on a thread of a pool, and nobody waits for it.
  */
 #ifndef LIARA_SHARE_H
 #define LIARA_SHARE_H
@@ -8,15 +8,7 @@
 #include "pool.h"
 #include "value.h"
 
-struct share {
-    struct pool_task task;
-    struct value *value;
-    void (*done)(struct share *share);
-};
-
-/* done() is called once on loop's thread, never from inside the call, whether it worked or not;
- * share and value stay in place until then. */
-void share_start(struct share *share, struct pool *pool, struct loop *loop, struct value *value,
-                 void (*done)(struct share *share));
+/* For a value that value_worth_sharing() was true of. Any thread that holds a reference. */
+void share_start(struct pool *pool, struct value *value);
 
 #endif

@@ -10,16 +10,25 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Descriptors of values that are shared, in slots from 1; what is free is 0. They are few, so that
- * they can't use up the process's descriptors, and hold few bytes, for each is a second copy. */
-enum { SHARED_MAX = VALUE_SHARED_MAX, SHARED_NOT = 0, SHARED_WANTED = UINT16_MAX };
+/*
+ * Descriptors of values that are shared, in slots from 1; what is free is 0. They are few, so that
+ * they can't use up the process's descriptors, and hold few bytes, for each is a second copy. A
+ * value without one has SHARED_ASKED and how often it was asked for instead of a slot.
+ */
+enum { SHARED_MAX = VALUE_SHARED_MAX, SHARED_ASKED = 0x8000, SHARED_SOON = UINT16_MAX };
 static const uint64_t shared_bytes_max = 256 << 20;
 static pthread_mutex_t shared_lock = PTHREAD_MUTEX_INITIALIZER;
 static int shared_fds[SHARED_MAX + 1];
-/* Changed under the lock, read without it too. */
+static atomic_uint shared_count; /* these two change under the lock, and are looked at without */
 static _Atomic uint64_t shared_bytes;
-static atomic_uint shared_count;
 static atomic_uint shared_most = SHARED_MAX;
+static atomic_bool sharing; /* some value is SHARED_SOON: one at a time */
+
+/*
+ * When to make one, by what it costs and what each GET then saves: what fills large pages pays at
+ * once for who takes the descriptor and at the second GET for a socket, smaller ones take longer.
+ */
+enum { SHARE_AT_ONCE = 2 << 20, SHARE_LARGE_AFTER = 1, SHARE_SMALL_AFTER = 3 };
 
 static _Atomic uint64_t total;
 static _Atomic uint64_t limit = UINT64_MAX;
@@ -77,17 +86,18 @@ struct value *value_ref(struct value *value)
     return value;
 }
 
-/* What a value's descriptor costs: its bytes and the LF. */
-static uint64_t shared_cost(const struct value *value)
+/* Its bytes and the LF. */
+static uint64_t cost_to_share(const struct value *value)
 {
     return sealed_cost(value->length + 1);
 }
 
-static bool can_share(const struct value *value)
+static bool has_room(const struct value *value)
 {
     return atomic_load_explicit(&shared_count, memory_order_relaxed) <
                atomic_load_explicit(&shared_most, memory_order_relaxed) &&
-           atomic_load_explicit(&shared_bytes, memory_order_relaxed) + shared_cost(value) <=
+           value->length < shared_bytes_max &&
+           atomic_load_explicit(&shared_bytes, memory_order_relaxed) + cost_to_share(value) <=
                shared_bytes_max;
 }
 
@@ -96,14 +106,14 @@ static uint16_t take_slot(const struct value *value)
 {
     uint16_t slot = 0;
     pthread_mutex_lock(&shared_lock);
-    if (can_share(value)) {
+    if (has_room(value)) {
         for (slot = SHARED_MAX; slot > 0 && shared_fds[slot] != 0; slot--)
             ;
     }
     if (slot > 0) {
         shared_fds[slot] = -1;
-        shared_bytes += shared_cost(value);
-        shared_count++;
+        atomic_fetch_add_explicit(&shared_count, 1, memory_order_relaxed);
+        atomic_fetch_add_explicit(&shared_bytes, cost_to_share(value), memory_order_relaxed);
     }
     pthread_mutex_unlock(&shared_lock);
     return slot;
@@ -115,8 +125,8 @@ static void give_slot(uint16_t slot, const struct value *value)
     if (shared_fds[slot] > 0)
         close(shared_fds[slot]);
     shared_fds[slot] = 0;
-    shared_bytes -= shared_cost(value);
-    shared_count--;
+    atomic_fetch_sub_explicit(&shared_count, 1, memory_order_relaxed);
+    atomic_fetch_sub_explicit(&shared_bytes, cost_to_share(value), memory_order_relaxed);
     pthread_mutex_unlock(&shared_lock);
 }
 
@@ -125,46 +135,64 @@ void value_set_shared_limit(unsigned descriptors)
     atomic_store(&shared_most, descriptors < SHARED_MAX ? descriptors : SHARED_MAX);
 }
 
-bool value_worth_sharing(struct value *value)
+static bool is_slot(uint16_t shared)
 {
-    uint16_t none = SHARED_NOT;
-    if (atomic_compare_exchange_strong(&value->shared, &none, SHARED_WANTED))
-        return false;
-    return none == SHARED_WANTED && can_share(value);
+    return shared > 0 && shared < SHARED_ASKED;
 }
 
-/* Another thread may have been faster: then its copy serves. */
-static bool set_slot(struct value *value, uint16_t slot)
+/* Whether the caller is the one that goes on. */
+static bool share_soon(struct value *value, uint16_t before)
 {
-    uint16_t before = atomic_load(&value->shared);
-    while (before == SHARED_NOT || before == SHARED_WANTED) {
-        if (atomic_compare_exchange_weak(&value->shared, &before, slot))
-            return true;
-    }
+    if (atomic_load_explicit(&sharing, memory_order_relaxed) || atomic_exchange(&sharing, true))
+        return false;
+    if (atomic_compare_exchange_strong(&value->shared, &before, SHARED_SOON))
+        return true;
+    atomic_store(&sharing, false);
     return false;
+}
+
+bool value_worth_sharing(struct value *value, bool as_descriptor)
+{
+    bool large = value->length >= SHARE_AT_ONCE;
+    uint16_t shared = atomic_load_explicit(&value->shared, memory_order_relaxed);
+    unsigned asked = shared >= SHARED_ASKED ? shared - SHARED_ASKED : 0;
+    if (is_slot(shared) || shared == SHARED_SOON || !has_room(value))
+        return false;
+    if ((large && as_descriptor) || asked >= (large ? SHARE_LARGE_AFTER : SHARE_SMALL_AFTER))
+        return share_soon(value, shared);
+    /* Who fails here was overtaken by a thread that counts too. */
+    atomic_compare_exchange_strong(&value->shared, &shared, (uint16_t)(SHARED_ASKED + asked + 1));
+    return false;
+}
+
+void value_share_not(struct value *value)
+{
+    atomic_store(&value->shared, SHARED_ASKED);
+    atomic_store(&sharing, false);
 }
 
 bool value_share(struct value *value)
 {
-    if (value_shared(value) >= 0)
-        return true;
     uint16_t slot = take_slot(value);
-    if (slot == 0)
+    int fd = slot > 0 ? sealed_file(value_bytes(value), value->length + 1) : -1;
+    if (fd < 0) {
+        if (slot > 0)
+            give_slot(slot, value);
+        value_share_not(value);
         return false;
-    int fd = sealed_file(value_bytes(value), value->length + 1);
+    }
     pthread_mutex_lock(&shared_lock);
     shared_fds[slot] = fd;
     pthread_mutex_unlock(&shared_lock);
-    if (fd >= 0 && set_slot(value, slot))
-        return true;
-    give_slot(slot, value);
-    return value_shared(value) >= 0;
+    atomic_store(&value->shared, slot);
+    atomic_store(&sharing, false);
+    return true;
 }
 
 int value_shared(const struct value *value)
 {
     uint16_t slot = atomic_load(&value->shared);
-    return slot != SHARED_NOT && slot != SHARED_WANTED ? shared_fds[slot] : -1;
+    return is_slot(slot) ? shared_fds[slot] : -1;
 }
 
 void value_unref(struct value *value)
@@ -174,7 +202,7 @@ void value_unref(struct value *value)
         return;
     atomic_fetch_sub_explicit(&total, value_cost(value), memory_order_relaxed);
     uint16_t slot = atomic_load_explicit(&value->shared, memory_order_relaxed);
-    if (slot != SHARED_NOT && slot != SHARED_WANTED)
+    if (is_slot(slot))
         give_slot(slot, value);
     free(value);
 }

@@ -58,14 +58,19 @@ void value_unref(struct value *value);
 /*
  * The descriptor of a sealed memfd with the value's bytes and an LF, for clients to read them
  * without a copy through the socket, and for the socket to take them without a copy; it stays the
- * value's. value_share() makes it, which copies the bytes once: false where a bound on the number
- * and the bytes of all of them is reached, or memory is short. value_shared() returns it, or -1.
- * value_worth_sharing(): whether it is to be made for a value that is sent through a socket: not
- * the first time, nor where a bound is reached. Any thread that holds a reference.
+ * value's. value_shared() returns it, or -1.
+ *
+ * value_worth_sharing() is asked for each GET, which goes through the socket otherwise: true where
+ * making a descriptor is worth its cost, by the value's length and by how often it was asked for,
+ * no other is being made, and no bound on the number and the bytes of all of them is reached. Then
+ * the caller sees to it that value_share() makes it, which copies the bytes once, and is false
+ * where it failed; or that value_share_not() says that there will be none yet. Any thread that
+ * holds a reference.
  */
-bool value_share(struct value *value);
 int value_shared(const struct value *value);
-bool value_worth_sharing(struct value *value);
+bool value_worth_sharing(struct value *value, bool as_descriptor);
+bool value_share(struct value *value);
+void value_share_not(struct value *value);
 
 /* How many descriptors value_share() may use, VALUE_SHARED_MAX at most and at first. Any thread. */
 void value_set_shared_limit(unsigned descriptors);

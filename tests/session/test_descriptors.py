@@ -172,6 +172,48 @@ class Descriptors:
         else:
             self.assertEqual(self.ours.value(line), b"value")
 
+    def get_descriptor(self, key):
+        """Of GET key fd the reply's words and its descriptor, or None where the bytes came."""
+        client = self.client(self.served)
+        client.send(f"GET {key} fd\n")
+        client.buffer, descriptors, _, _ = socket.recv_fds(client.socket, 4096, 2)
+        line = client.line()
+        if not descriptors:
+            client.exactly(int(line.split()[1]) + 1)
+            client.close()
+            return None
+        self.assertEqual(client.ask("PING"), "OK")
+        client.close()
+        self.assertEqual(len(descriptors), 1)
+        return line.split(), descriptors[0]
+
+    def test_get_by_descriptor(self):
+        """What is asked for often or is large comes so, stays as it is, and can't be changed."""
+        if self.backend == "null":
+            return
+        for length in (64 * 1024, MIB, 3 * MIB + 5):
+            data = random.Random(length).randbytes(length)
+            self.assertEqual(self.ours.put("key", data, " flags=9 overwrite"), "STORED")
+            words, fd = until(lambda: self.get_descriptor("key"), "a descriptor comes")
+            try:
+                fields = dict(word.split("=") for word in words[2:])
+                self.assertEqual(words[:2] + [fields["flags"]], ["FD", str(length), "9"])
+                self.assertEqual(self.ours.ask("DELETE key"), "DELETED")
+                self.assertEqual(os.pread(fd, length, int(fields["offset"])), data)
+                with self.assertRaises(OSError):
+                    os.pwrite(fd, b"x", 0)
+                with self.assertRaises(OSError):
+                    os.truncate(fd, 0)
+            finally:
+                os.close(fd)
+
+    def test_a_small_value_never_comes_by_descriptor(self):
+        if self.backend == "null":
+            return
+        self.ours.put("key", bytes(64 * 1024 - 1))
+        for _ in range(10):
+            self.assertIsNone(self.get_descriptor("key"))
+
     def test_a_large_value_sent_again_and_again(self):
         """From the second time on it may come out of a descriptor of the daemon's."""
         if self.backend == "null":
