@@ -131,8 +131,8 @@ static ssize_t drain(int pipe, size_t length, int to)
 }
 
 /*
- * What sendfile() does, but through a pipe that holds more: the file gets larger pages. What was
- * left in the pipe by an error is not counted, and goes with it.
+ * What sendfile() does, but through a pipe that holds more: the file gets larger pages. Where the
+ * file does not take all that the pipe holds, what is left goes with the pipe and is not counted.
  */
 static ssize_t send_spliced(int from, off_t *offset, size_t length, int to)
 {
@@ -142,10 +142,10 @@ static ssize_t send_spliced(int from, off_t *offset, size_t length, int to)
     if (fstat(to, &file) != 0 || !S_ISREG(file.st_mode) || pipe2(ends, O_CLOEXEC) != 0)
         return -1;
     fcntl(ends[1], F_SETPIPE_SZ, PIPE_BYTES);
-    ssize_t sent = 0, got = 1;
-    while ((size_t)sent < length && got > 0) {
+    ssize_t sent = 0, got = 1, filled = 1; /* in all; of the last piece: to the file, the pipe */
+    while ((size_t)sent < length && got > 0 && got == filled) {
         off_t at = *offset;
-        got = splice(from, &at, ends[1], NULL, length - (size_t)sent, 0);
+        filled = got = splice(from, &at, ends[1], NULL, length - (size_t)sent, 0);
         if (got > 0)
             got = drain(ends[0], (size_t)got, to);
         sent += got > 0 ? got : 0;

@@ -1968,12 +1968,14 @@ START_TEST(descriptor_for_what_can_not_be_written)
 }
 END_TEST
 
-/* The kernel takes a part of what the pipe between holds, then nothing more. */
+/* A file takes a part of what the pipe between holds, then nothing more. */
+static const rlim_t file_limits[] = {0, 100, 4096, LARGE / 2 + 100, LARGE - 1};
+
 START_TEST(descriptor_for_a_file_that_may_not_grow)
 {
     char *bytes = large_value();
     struct liara_cache_value value;
-    const struct rlimit limit = {LARGE / 2 + 100, RLIM_INFINITY};
+    const struct rlimit limit = {file_limits[_i], RLIM_INFINITY};
     passed_length = LARGE;
     passed_file = value_file(SEALED, bytes, LARGE);
     play(pass_then_pong);
@@ -1987,6 +1989,39 @@ START_TEST(descriptor_for_a_file_that_may_not_grow)
     close(fd);
     close(passed_file);
     free(bytes);
+}
+END_TEST
+
+static void give_more_room(int number)
+{
+    const struct rlimit none = {RLIM_INFINITY, RLIM_INFINITY};
+    (void)number;
+    setrlimit(RLIMIT_FSIZE, &none);
+}
+
+/* What was left of a piece must not stand where the next one belongs. */
+START_TEST(descriptor_for_a_file_that_may_grow_again)
+{
+    char *bytes = large_value(), *written = malloc(LARGE);
+    struct liara_cache_value value;
+    const struct rlimit limit = {file_limits[_i], RLIM_INFINITY};
+    passed_length = LARGE;
+    passed_file = value_file(SEALED, bytes, LARGE);
+    play(pass_then_pong);
+    int fd = open(fake.folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    signal(SIGXFSZ, give_more_room);
+    ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &limit), 0);
+    if (liara_cache_get_fd(cache, "k", 1, fd, 0, &value) == LIARA_CACHE_OK) {
+        ck_assert_int_eq(pread(fd, written, LARGE, 0), LARGE);
+        ck_assert(memcmp(written, bytes, LARGE) == 0);
+    }
+    give_more_room(0);
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_OK);
+    end_play();
+    close(fd);
+    close(passed_file);
+    free(bytes);
+    free(written);
 }
 END_TEST
 
@@ -2138,7 +2173,9 @@ static TCase *descriptors(void)
     tcase_add_test(tests, get_with_a_lease_takes_a_descriptor);
     tcase_add_loop_test(tests, descriptor_is_copied_to_the_end_of_a_file, 0, LYINGS);
     tcase_add_loop_test(tests, descriptor_is_copied_to_a_pipe, 0, 2 * LYINGS);
-    tcase_add_test(tests, descriptor_for_a_file_that_may_not_grow);
+    int limits = (int)(sizeof(file_limits) / sizeof(file_limits[0]));
+    tcase_add_loop_test(tests, descriptor_for_a_file_that_may_not_grow, 0, limits);
+    tcase_add_loop_test(tests, descriptor_for_a_file_that_may_grow_again, 0, limits);
     tcase_add_loop_test(tests, descriptor_for_what_can_not_be_written, 0, 2);
     return tests;
 }
