@@ -167,9 +167,12 @@ static int listen_at(const char *path)
 static void make_folder(struct fake *f)
 {
     const char *parent = getenv("TMPDIR");
-    snprintf(f->folder, sizeof(f->folder), "%s/test_client.XXXXXX", parent ? parent : "/tmp");
+    int length = snprintf(f->folder, sizeof(f->folder), "%s/test_client.XXXXXX",
+                          parent != NULL ? parent : "/tmp");
+    ck_assert_int_lt(length, (int)sizeof(f->folder));
     ck_assert_ptr_nonnull(mkdtemp(f->folder));
-    snprintf(f->path, sizeof(f->path), "%s/socket", f->folder);
+    length = snprintf(f->path, sizeof(f->path), "%s/socket", f->folder);
+    ck_assert_int_lt(length, (int)sizeof(f->path));
     f->client = -1;
     f->fault[0] = '\0';
 }
