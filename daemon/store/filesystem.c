@@ -1,22 +1,27 @@
 /*
  * Keeps each value in a file of its own, in one of 256 folders, under a hash of its key, and an
- * index of them all in memory and on disk.
+ * index of them all in memory and on disk. Small values reach a journal first, as many as wait with
+ * one write, and their files in the background.
  *
- *   filesystem_file.*    what is in an entry's file
- *   filesystem_log.*     the index on disk
- *   filesystem_index.*   the index in memory, which writes and reads that
- *   filesystem_tree.*    the store's folder: files and index kept in step
- *   filesystem_sync.*    PERSIST
- *   filesystem_upkeep.*  scan, eviction, removal of what has ended
+ *   filesystem_file.*     what is in an entry's file
+ *   filesystem_journal.*  what has no file yet
+ *   filesystem_log.*      the index on disk
+ *   filesystem_index.*    the index in memory, which writes and reads that
+ *   filesystem_tree.*     the store's folder: files, journal and index kept in step
+ *   filesystem_filing.*   from the journal to the files
+ *   filesystem_sync.*     PERSIST
+ *   filesystem_upkeep.*   scan, eviction, removal of what has ended
  *
  * In system calls, a GET of what is there is openat, fstat, pread and close (a second pread beyond
- * 8 KB), a miss is none at all, and a PUT is openat, writev, close and renameat.
+ * 8 KB), or a pread alone where it lies in the journal; a miss is none at all. A PUT is a share of
+ * a writev, or openat, writev, close and renameat.
  */
 #include "store.h"
 
 #include "../clock.h"
 #include "../config.h"
 #include "../container_of.h"
+#include "filesystem_filing.h"
 #include "filesystem_sync.h"
 #include "filesystem_tree.h"
 #include "filesystem_upkeep.h"
@@ -27,12 +32,34 @@
 #include <string.h>
 #include <unistd.h>
 
+enum {
+    JOURNAL_SHARE = 8, /* of max-size is the journal's, at most: one in so many bytes */
+    BATCH_BYTES = 1 << 20,
+    HOLD_TRIES = 3,      /* to get hold of an entry that is just leaving the journal */
+    LAST_FILING_MS = 500 /* at the end */
+};
+
+/* PUTs on their way into the journal, together. The writer's alone. */
+struct batch {
+    bool open;
+    unsigned count;
+    uint64_t bytes;
+    struct fs_journal_record records[FS_JOURNAL_BATCH];
+    struct {
+        struct store_call *call;
+        struct value *value;
+        struct fs_entry *entry;
+    } puts[FS_JOURNAL_BATCH];
+};
+
 struct filesystem {
     struct store store;
     struct fs_tree *tree;
     struct fs_sync sync;
     struct fs_upkeep upkeep;
-    _Atomic uint64_t next_name; /* in tmp */
+    struct fs_filing filing;
+    uint64_t journal_size; /* as configured */
+    struct batch batch;
 };
 
 static struct filesystem *filesystem_of(struct store *store)
@@ -78,13 +105,22 @@ static enum store_status look(struct filesystem *fs, struct store_call *call, XX
     return status;
 }
 
-/* An entry that is there, opened. */
+/* An entry that is there, opened: its file, or a segment of the journal, which is held. */
 struct found {
     XXH128_hash_t hash;
     int fd;
+    struct fs_place place; /* segment 0: a file */
     int64_t expires;
     struct fs_head head;
 };
+
+static void close_found(struct filesystem *fs, const struct found *found)
+{
+    if (found->place.segment != 0)
+        fs_journal_release(fs->tree->journal, found->place.segment);
+    else
+        close(found->fd);
+}
 
 static enum store_status not_opened(struct filesystem *fs, struct store_call *call,
                                     XXH128_hash_t hash)
@@ -101,7 +137,10 @@ static enum store_status not_read(struct filesystem *fs, struct store_call *call
 {
     if (result == FS_FILE_FAILED)
         return fail(call, errno, "can't read the stored entry");
-    fs_tree_discard(fs->tree, found->hash, found->fd, what);
+    if (found->place.segment != 0)
+        fs_tree_discard_journaled(fs->tree, found->hash, found->place, what);
+    else
+        fs_tree_discard(fs->tree, found->hash, found->fd, what);
     return STORE_MISS;
 }
 
@@ -119,26 +158,56 @@ static enum store_status judge(struct filesystem *fs, const struct store_call *c
     return same && !store_expired(found->expires, clock_now()) ? STORE_OK : STORE_MISS;
 }
 
-/* STORE_OK: found->fd is the caller's to close, and the head is read. */
+/* Opens what facts tell of. A segment that is gone has just left the journal: its entries have
+ * files now, as the next look says. */
+static enum store_status open_place(struct filesystem *fs, struct store_call *call,
+                                    struct found *found, struct fs_facts *facts)
+{
+    enum store_status status = look(fs, call, found->hash, facts);
+    for (unsigned tries = 0; status == STORE_OK && facts->place.segment != 0; tries++) {
+        found->place = facts->place;
+        found->fd = fs_journal_hold(fs->tree->journal, facts->place.segment);
+        if (found->fd >= 0)
+            return STORE_OK;
+        if (tries == HOLD_TRIES) {
+            fs_tree_discard_journaled(fs->tree, found->hash, facts->place, "its segment is gone");
+            return STORE_MISS;
+        }
+        status = look(fs, call, found->hash, facts);
+    }
+    if (status != STORE_OK)
+        return status;
+    found->place.segment = 0;
+    found->fd = fs_tree_open_entry(fs->tree, found->hash);
+    return found->fd >= 0 ? STORE_OK : not_opened(fs, call, found->hash);
+}
+
+static enum fs_file_result read_head(struct found *found, const struct fs_facts *facts,
+                                     const struct store_call *call, const char **what)
+{
+    if (found->place.segment == 0)
+        return fs_tree_read_head(found->fd, found->hash, &found->head, what);
+    uint64_t size = sizeof(struct fs_header) + call->key_length + facts->length;
+    return fs_file_read_head_at(found->fd, found->place.offset, size, &found->head, what);
+}
+
+/* STORE_OK: found is the caller's to close, and the head is read. */
 static enum store_status open_found(struct filesystem *fs, struct store_call *call,
                                     struct found *found)
 {
     struct fs_facts facts;
     const char *what;
     found->hash = fs_file_hash(call->key, call->key_length);
-    enum store_status status = look(fs, call, found->hash, &facts);
+    enum store_status status = open_place(fs, call, found, &facts);
     if (status != STORE_OK)
         return status;
-    found->fd = fs_tree_open_entry(fs->tree, found->hash);
-    if (found->fd < 0)
-        return not_opened(fs, call, found->hash);
-    enum fs_file_result result = fs_tree_read_head(found->fd, found->hash, &found->head, &what);
+    enum fs_file_result result = read_head(found, &facts, call, &what);
     if (result == FS_FILE_OK)
         status = judge(fs, call, found, &facts);
     else
         status = not_read(fs, call, found, result, what);
     if (status != STORE_OK)
-        close(found->fd);
+        close_found(fs, found);
     return status;
 }
 
@@ -168,17 +237,18 @@ static enum store_status filesystem_get(struct store *store, struct store_call *
     if (status != STORE_OK)
         return status;
     status = read_value(fs, call, &found);
-    close(found.fd);
+    close_found(fs, &found);
     return status;
 }
 
 static enum store_status filesystem_head(struct store *store, struct store_call *call)
 {
+    struct filesystem *fs = filesystem_of(store);
     struct found found;
-    enum store_status status = open_found(filesystem_of(store), call, &found);
+    enum store_status status = open_found(fs, call, &found);
     if (status != STORE_OK)
         return status;
-    close(found.fd);
+    close_found(fs, &found);
     call->length = found.head.header.length;
     call->flags = found.head.header.flags;
     call->expires = found.expires;
@@ -213,12 +283,12 @@ static enum store_status place(struct filesystem *fs, struct store_call *call, c
 static enum store_status write_and_place(struct filesystem *fs, struct store_call *call,
                                          const struct value *value, XXH128_hash_t hash)
 {
-    char name[24];
+    char name[FS_TEMPORARY_SIZE];
     struct fs_entry *entry =
         fs_entry_new(hash, call->key, call->key_length, value->length, value->expires);
     if (entry == NULL)
         return fail(call, ENOMEM, "no memory for the entry");
-    snprintf(name, sizeof(name), "%llu", (unsigned long long)atomic_fetch_add(&fs->next_name, 1));
+    fs_tree_temporary(fs->tree, name);
     int error = fs_file_write(fs->tree->tmp, name, value);
     if (error != 0) {
         free(entry);
@@ -233,8 +303,78 @@ static enum store_status write_and_place(struct filesystem *fs, struct store_cal
     return status;
 }
 
+/* The batch's values are in the journal's segment, or it could not be written. */
+static void end_put(struct filesystem *fs, unsigned i, unsigned segment, int error)
+{
+    struct fs_entry *entry = fs->batch.puts[i].entry;
+    struct store_call *call = fs->batch.puts[i].call;
+    if (error != 0) {
+        call->status = fail(call, error, "can't write the entry");
+        free(entry);
+    } else {
+        entry->segment = segment & FS_SEGMENTS;
+        entry->offset = fs->batch.records[i].offset;
+        fs_tree_put(fs->tree, entry);
+    }
+    value_unref(fs->batch.puts[i].value);
+}
+
+/* Writes what was gathered. Only now the index has it, so nobody reads what is not written. */
+static void write_batch(struct filesystem *fs)
+{
+    struct batch *batch = &fs->batch;
+    unsigned segment = 0;
+    if (batch->count == 0)
+        return;
+    int error = fs_journal_append(fs->tree->journal, batch->records, batch->count, &segment);
+    if (error != 0)
+        fs_tree_complain(fs->tree, error, "can't write to the journal");
+    for (unsigned i = 0; i < batch->count; i++)
+        end_put(fs, i, segment, error);
+    uint64_t bytes = batch->bytes;
+    batch->count = 0;
+    batch->bytes = 0;
+    fs_upkeep_help(&fs->upkeep, max_size(fs), bytes);
+}
+
+static bool is_gathered(const struct batch *batch, XXH128_hash_t hash)
+{
+    for (unsigned i = 0; i < batch->count; i++) {
+        if (XXH128_isEqual(batch->records[i].hash, hash))
+            return true;
+    }
+    return false;
+}
+
+/* Takes the value into the batch; whether it could be stored shows when that is written. */
+static enum store_status gather(struct filesystem *fs, struct store_call *call, struct value *value,
+                                XXH128_hash_t hash)
+{
+    struct batch *batch = &fs->batch;
+    struct fs_entry *entry =
+        fs_entry_new(hash, call->key, call->key_length, value->length, value->expires);
+    if (entry == NULL)
+        return fail(call, ENOMEM, "no memory for the entry");
+    unsigned i = batch->count++;
+    batch->records[i] = (struct fs_journal_record){.hash = hash, .value = value};
+    batch->puts[i].call = call;
+    batch->puts[i].value = value_ref(value);
+    batch->puts[i].entry = entry;
+    batch->bytes += fs_index_cost(fs->tree->index, call->key_length, value->length);
+    if (batch->count == FS_JOURNAL_BATCH || batch->bytes >= BATCH_BYTES)
+        write_batch(fs);
+    return STORE_OK;
+}
+
+static bool is_for_journal(struct filesystem *fs, const struct value *value)
+{
+    return fs->batch.open &&
+           fs_journal_takes(fs->tree->journal, (uint64_t)value->key_length + value->length,
+                            fs->batch.bytes);
+}
+
 static enum store_status put_value(struct filesystem *fs, struct store_call *call,
-                                   const struct value *value)
+                                   struct value *value)
 {
     struct fs_facts facts;
     XXH128_hash_t hash = fs_file_hash(call->key, call->key_length);
@@ -243,10 +383,15 @@ static enum store_status put_value(struct filesystem *fs, struct store_call *cal
         return store_fail(call, ERROR_TOO_LARGE,
                           "the value is larger than the whole store (max-size %llu)",
                           (unsigned long long)max_size(fs));
+    if (!call->overwrite && is_gathered(&fs->batch, hash))
+        write_batch(fs);
     /* Looked up before it is written, lest a value that is there already is written in vain. */
     enum store_status status = call->overwrite ? STORE_MISS : look(fs, call, hash, &facts);
     if (status != STORE_MISS)
         return status == STORE_OK ? STORE_EXISTS : status;
+    if (is_for_journal(fs, value))
+        return gather(fs, call, value, hash);
+    write_batch(fs);
     status = write_and_place(fs, call, value, hash);
     if (status == STORE_OK)
         fs_upkeep_help(&fs->upkeep, max_size(fs), cost);
@@ -268,6 +413,7 @@ static enum store_status filesystem_delete(struct store *store, struct store_cal
     XXH128_hash_t hash = fs_file_hash(call->key, call->key_length);
     struct fs_facts facts;
     uint64_t freed;
+    write_batch(fs);
     fs_tree_lock(fs->tree, hash);
     enum store_status status = look_locked(fs, call, hash, &facts);
     if (status == STORE_OK) {
@@ -317,6 +463,7 @@ static enum store_status filesystem_clear(struct store *store, struct store_call
 {
     struct filesystem *fs = filesystem_of(store);
     call->entries = 0;
+    write_batch(fs);
     int error = fs_upkeep_finish_scan(&fs->upkeep);
     if (error != 0)
         return fail(call, error, "can't look through all folders of the store");
@@ -342,9 +489,25 @@ static enum store_status filesystem_inspect(struct store *store, struct store_ca
 static enum store_status filesystem_persist(struct store *store, struct store_call *call)
 {
     struct filesystem *fs = filesystem_of(store);
+    write_batch(fs);
     int error = fs_sync_now(&fs->sync);
     call->durable = error == 0;
     return error == 0 ? STORE_OK : fail(call, error, "can't bring the store to the disk");
+}
+
+static void filesystem_begin(struct store *store)
+{
+    filesystem_of(store)->batch.open = true;
+}
+
+/* Calls whose values could not be written have been failed one by one. */
+static bool filesystem_commit(struct store *store, struct store_call *failed)
+{
+    struct filesystem *fs = filesystem_of(store);
+    (void)failed;
+    write_batch(fs);
+    fs->batch.open = false;
+    return true;
 }
 
 static int filesystem_upkeep(struct store *store)
@@ -360,6 +523,18 @@ static bool filesystem_absent(struct store *store, const struct store_call *call
            FS_ABSENT;
 }
 
+static uint64_t journal_bound(const struct filesystem *fs, uint64_t max)
+{
+    uint64_t share = max / JOURNAL_SHARE;
+    return share < fs->journal_size ? share : fs->journal_size;
+}
+
+static void filesystem_set_max_size(struct store *store, uint64_t bytes)
+{
+    struct filesystem *fs = filesystem_of(store);
+    fs_journal_set_bound(fs->tree->journal, journal_bound(fs, bytes));
+}
+
 static struct store *filesystem_open(const struct config *config, char *why, size_t size)
 {
     struct filesystem *fs = calloc(1, sizeof(*fs));
@@ -367,8 +542,10 @@ static struct store *filesystem_open(const struct config *config, char *why, siz
         snprintf(why, size, "out of memory");
         return NULL;
     }
-    fs->tree = fs_tree_open(config->directory, why, size);
-    if (fs->tree == NULL) {
+    fs->journal_size = config->journal_size;
+    fs->tree = fs_tree_open(config->directory, journal_bound(fs, config->max_size), why, size);
+    if (fs->tree == NULL || !fs_filing_start(&fs->filing, fs->tree, why, size)) {
+        fs_tree_close(fs->tree, false);
         free(fs);
         return NULL;
     }
@@ -380,6 +557,7 @@ static struct store *filesystem_open(const struct config *config, char *why, siz
 static void filesystem_close(struct store *store)
 {
     struct filesystem *fs = filesystem_of(store);
+    fs_filing_end(&fs->filing, LAST_FILING_MS);
     bool durable = fs_sync_now(&fs->sync) == 0;
     fs_upkeep_end(&fs->upkeep);
     fs_sync_end(&fs->sync);
@@ -404,5 +582,8 @@ const struct store_ops store_filesystem = {
     .clear = filesystem_clear,
     .inspect = filesystem_inspect,
     .persist = filesystem_persist,
+    .begin = filesystem_begin,
+    .commit = filesystem_commit,
+    .set_max_size = filesystem_set_max_size,
     .upkeep = filesystem_upkeep,
 };

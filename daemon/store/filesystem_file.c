@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 static const uint64_t MAGIC = 0x314546415241494c; /* "LIARAFE1" where the lowest byte comes first */
@@ -64,7 +63,7 @@ static uint64_t check_head(const struct fs_header *header, const uint8_t *key)
     return XXH3_64bits_withSeed(key, header->key_length, fields);
 }
 
-static void fill_header(struct fs_header *header, const struct value *value)
+void fs_file_fill_header(struct fs_header *header, const struct value *value)
 {
     bool ends = value->expires != CLOCK_NEVER;
     *header = (struct fs_header){
@@ -80,7 +79,7 @@ static void fill_header(struct fs_header *header, const struct value *value)
         XXH3_64bits_withSeed(value->data + value->key_length, value->length, header->head_check);
 }
 
-static bool write_all(int fd, struct iovec *parts, int count)
+bool fs_file_write_parts(int fd, struct iovec *parts, int count)
 {
     while (count > 0) {
         ssize_t done = writev(fd, parts, count);
@@ -96,22 +95,12 @@ static bool write_all(int fd, struct iovec *parts, int count)
     return true;
 }
 
-int fs_file_write(int directory, const char *name, const struct value *value)
+static int write_file(int directory, const char *name, struct iovec *parts, int count)
 {
-    struct fs_header header;
-    fill_header(&header, value);
-    /* writev() takes no pointer to const, and changes nothing. */
-    union {
-        const uint8_t *from;
-        void *to;
-    } data = {.from = value->data};
-    struct iovec parts[] = {
-        {.iov_base = &header, .iov_len = sizeof(header)},
-        {.iov_base = data.to, .iov_len = (size_t)value->key_length + value->length}};
     int fd = openat(directory, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0)
         return errno;
-    int error = write_all(fd, parts, 2) ? 0 : errno;
+    int error = fs_file_write_parts(fd, parts, count) ? 0 : errno;
     /* A file system may tell of a full disk or quota only now. */
     if (close(fd) != 0 && error == 0 && errno != EINTR)
         error = errno;
@@ -120,8 +109,33 @@ int fs_file_write(int directory, const char *name, const struct value *value)
     return error;
 }
 
+/* writev() takes no pointer to const, and changes nothing. */
+static struct iovec part(const void *bytes, size_t length)
+{
+    const union {
+        const void *from;
+        void *to;
+    } data = {.from = bytes};
+    return (struct iovec){.iov_base = data.to, .iov_len = length};
+}
+
+int fs_file_write(int directory, const char *name, const struct value *value)
+{
+    struct fs_header header;
+    fs_file_fill_header(&header, value);
+    struct iovec parts[] = {part(&header, sizeof(header)),
+                            part(value->data, (size_t)value->key_length + value->length)};
+    return write_file(directory, name, parts, 2);
+}
+
+int fs_file_write_image(int directory, const char *name, const uint8_t *image, size_t length)
+{
+    struct iovec parts[] = {part(image, length)};
+    return write_file(directory, name, parts, 1);
+}
+
 /* Reads up to length bytes; fewer only at the file's end. Negative with errno. */
-static ssize_t read_at(int fd, uint8_t *bytes, size_t length, size_t offset)
+static ssize_t read_at(int fd, uint8_t *bytes, size_t length, uint64_t offset)
 {
     size_t have = 0;
     while (have < length) {
@@ -146,11 +160,11 @@ static enum fs_file_result read_failed(const char **what)
     return FS_FILE_DAMAGED;
 }
 
-/* NULL, or what is wrong with the head of a file of size bytes. */
-static const char *judge(const struct fs_head *head, uint64_t size)
+/* NULL, or what is wrong with the head of an image of size bytes, of which there are have. */
+static const char *judge(const struct fs_header *header, const uint8_t *key, size_t have,
+                         uint64_t size)
 {
-    const struct fs_header *header = &head->header;
-    if (head->have < sizeof(*header))
+    if (have < sizeof(*header))
         return "shorter than a header";
     if (header->magic != MAGIC)
         return "not an entry of this version";
@@ -158,11 +172,45 @@ static const char *judge(const struct fs_head *head, uint64_t size)
         return "impossible length of its key";
     if (size != sizeof(*header) + (uint64_t)header->key_length + header->length)
         return "its size is not what its header says";
-    if (head->have < sizeof(*header) + header->key_length)
+    if (have < sizeof(*header) + header->key_length)
         return "shorter than its key";
-    if (check_head(header, fs_file_key(head)) != header->head_check)
+    if (check_head(header, key) != header->head_check)
         return "wrong checksum of its header";
     return NULL;
+}
+
+const char *fs_file_check_head(const uint8_t *image, size_t length, struct fs_header *header)
+{
+    memcpy(header, image, length < sizeof(*header) ? length : sizeof(*header));
+    return judge(header, image + sizeof(*header), length, length);
+}
+
+static bool right_value(const struct fs_header *header, const uint8_t *bytes)
+{
+    return XXH3_64bits_withSeed(bytes, header->length, header->head_check) == header->value_check;
+}
+
+const char *fs_file_check(const uint8_t *image, size_t length)
+{
+    struct fs_header header;
+    const char *what = fs_file_check_head(image, length, &header);
+    if (what == NULL && !right_value(&header, image + sizeof(header) + header.key_length))
+        what = "wrong checksum of its value";
+    return what;
+}
+
+enum fs_file_result fs_file_read_head_at(int fd, uint64_t start, uint64_t size,
+                                         struct fs_head *head, const char **what)
+{
+    ssize_t got = read_at(fd, head->bytes, size < FS_HEAD_SIZE ? size : FS_HEAD_SIZE, start);
+    if (got < 0)
+        return read_failed(what);
+    head->start = start;
+    head->have = (size_t)got;
+    if (head->have >= sizeof(head->header))
+        memcpy(&head->header, head->bytes, sizeof(head->header));
+    *what = judge(&head->header, fs_file_key(head), head->have, size);
+    return *what == NULL ? FS_FILE_OK : FS_FILE_DAMAGED;
 }
 
 enum fs_file_result fs_file_read_head(int fd, struct fs_head *head, const char **what)
@@ -173,15 +221,7 @@ enum fs_file_result fs_file_read_head(int fd, struct fs_head *head, const char *
     *what = "not a regular file";
     if (!S_ISREG(st.st_mode))
         return FS_FILE_DAMAGED;
-    size_t wanted = st.st_size < FS_HEAD_SIZE ? (size_t)st.st_size : FS_HEAD_SIZE;
-    ssize_t got = read_at(fd, head->bytes, wanted, 0);
-    if (got < 0)
-        return read_failed(what);
-    head->have = (size_t)got;
-    if (head->have >= sizeof(head->header))
-        memcpy(&head->header, head->bytes, sizeof(head->header));
-    *what = judge(head, (uint64_t)st.st_size);
-    return *what == NULL ? FS_FILE_OK : FS_FILE_DAMAGED;
+    return fs_file_read_head_at(fd, 0, (uint64_t)st.st_size, head, what);
 }
 
 const uint8_t *fs_file_key(const struct fs_head *head)
@@ -198,14 +238,12 @@ enum fs_file_result fs_file_read_value(int fd, const struct fs_head *head, struc
     if (have > value->length)
         have = value->length;
     memcpy(bytes, head->bytes + start, have);
-    ssize_t got = read_at(fd, bytes + have, value->length - have, start + have);
+    ssize_t got = read_at(fd, bytes + have, value->length - have, head->start + start + have);
     if (got < 0)
         return read_failed(what);
     *what = "shorter than its value";
     if (have + (size_t)got != value->length)
         return FS_FILE_DAMAGED;
     *what = "wrong checksum of its value";
-    bool same = XXH3_64bits_withSeed(bytes, value->length, head->header.head_check) ==
-                head->header.value_check;
-    return same ? FS_FILE_OK : FS_FILE_DAMAGED;
+    return right_value(&head->header, bytes) ? FS_FILE_OK : FS_FILE_DAMAGED;
 }

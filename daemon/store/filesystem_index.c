@@ -164,7 +164,14 @@ static struct fs_record record_of(const struct fs_entry *entry)
 
 static void log_put(struct fs_index *index, const struct fs_entry *entry)
 {
-    fs_log_add(index->log, record_of(entry), entry->key);
+    if (index->log != NULL)
+        fs_log_add(index->log, record_of(entry), entry->key);
+}
+
+static void log_delete(struct fs_index *index, XXH128_hash_t hash)
+{
+    if (index->log != NULL)
+        fs_log_add(index->log, (struct fs_record){.type = FS_DELETE, .hash = hash}, NULL);
 }
 
 struct fs_entry *fs_entry_new(XXH128_hash_t hash, const uint8_t *key, size_t key_length,
@@ -185,18 +192,37 @@ struct fs_entry *fs_entry_new(XXH128_hash_t hash, const uint8_t *key, size_t key
     return entry;
 }
 
+static bool in_journal(const struct fs_entry *entry)
+{
+    return entry != NULL && entry->segment != 0;
+}
+
+/* The log, too, has an entry that was read from the journal; listed: and knows all about it. */
+static void meet_journaled(struct fs_entry *entry, const struct fs_record *record, int64_t used)
+{
+    entry->used = used;
+    entry->listed = record->length == entry->length &&
+                    clock_from_wall(record->end, record->ttl) == entry->expires;
+}
+
 static bool replay_put(struct fs_index *index, const struct fs_record *record, const uint8_t *key)
 {
     struct shard *shard = shard_of(index, record->hash);
+    int64_t used = clock_from_wall(record->used, 0) * 1000;
+    struct fs_entry **link = find(shard, record->hash);
+    if (in_journal(*link)) {
+        meet_journaled(*link, record, used);
+        return true;
+    }
     int64_t expires = clock_from_wall(record->end, record->ttl);
     struct fs_entry *entry =
         fs_entry_new(record->hash, key, record->key_length, record->length, expires);
     if (entry == NULL)
         return false;
-    entry->used = clock_from_wall(record->used, 0) * 1000;
+    entry->used = used;
     entry->epoch = index->epoch;
     entry->loaded = true;
-    replace(index, shard, find(shard, record->hash), entry);
+    replace(index, shard, link, entry);
     return true;
 }
 
@@ -209,7 +235,9 @@ static bool replay(void *arg, const struct fs_record *record, const uint8_t *key
     if (record->type == FS_PERSISTED || record->type == FS_CLOSED)
         fs_index_set_durable(index, fs_index_next_epoch(index));
     struct fs_entry **link = find(shard, record->hash);
-    if (record->type == FS_DELETE && *link != NULL)
+    if (record->type == FS_DELETE && in_journal(*link))
+        (*link)->listed = false;
+    else if (record->type == FS_DELETE && *link != NULL)
         drop(index, shard, link);
     return true;
 }
@@ -228,12 +256,10 @@ static bool open_shards(struct fs_index *index)
     return ok;
 }
 
-struct fs_index *fs_index_open(struct fs_directory directory, uint32_t block, XXH128_hash_t state,
-                               bool empty, char *why, size_t size)
+struct fs_index *fs_index_new(uint32_t block)
 {
     struct fs_index *index = calloc(1, sizeof(*index));
     if (index == NULL || !open_shards(index)) {
-        snprintf(why, size, "out of memory for the index of the store");
         fs_index_close(index, NULL);
         return NULL;
     }
@@ -241,15 +267,34 @@ struct fs_index *fs_index_open(struct fs_directory directory, uint32_t block, XX
     index->earliest = CLOCK_NEVER;
     index->random = clock_tick();
     index->epoch = 1;
-    index->log = fs_log_open(directory, state, replay, index, &index->clean, why, size);
-    if (index->log == NULL) {
-        fs_index_close(index, NULL);
-        return NULL;
-    }
     index->uncertain = FS_FOLDERS;
-    for (unsigned i = 0; i < FS_FOLDERS && (index->clean || empty); i++)
-        fs_index_set_certain(index, i);
     return index;
+}
+
+/* What came from the journal may be news to the log. */
+static void log_journaled(struct fs_index *index, const struct shard *shard)
+{
+    for (uint32_t bucket = 0; bucket <= shard->mask; bucket++) {
+        for (struct fs_entry *entry = shard->buckets[bucket]; entry != NULL; entry = entry->next) {
+            if (in_journal(entry) && !entry->listed)
+                log_put(index, entry);
+        }
+    }
+}
+
+bool fs_index_load(struct fs_index *index, struct fs_directory directory,
+                   const struct fs_found *found, char *why, size_t size)
+{
+    bool clean;
+    index->log = fs_log_open(directory, found->state, replay, index, &clean, why, size);
+    if (index->log == NULL)
+        return false;
+    index->clean = clean && !found->doubtful;
+    for (unsigned i = 0; i < FS_FOLDERS; i++)
+        log_journaled(index, &index->shards[i]);
+    for (unsigned i = 0; i < FS_FOLDERS && (index->clean || found->empty); i++)
+        fs_index_set_certain(index, i);
+    return true;
 }
 
 static void free_shard(struct shard *shard)
@@ -285,6 +330,14 @@ static bool has_key(const struct fs_entry *entry, const uint8_t *key, size_t len
     return entry->key_length == length && memcmp(entry->key, key, length) == 0;
 }
 
+static struct fs_place place_of(const struct fs_entry *entry)
+{
+    struct fs_place place = {.segment = 0};
+    if (in_journal(entry))
+        place = (struct fs_place){.segment = entry->segment, .offset = entry->offset};
+    return place;
+}
+
 enum fs_known fs_index_find(struct fs_index *index, XXH128_hash_t hash, const uint8_t *key,
                             size_t key_length, bool looked, struct fs_facts *facts)
 {
@@ -299,7 +352,8 @@ enum fs_known fs_index_find(struct fs_index *index, XXH128_hash_t hash, const ui
                !store_expired(entry->expires, clock_now())) {
         known = FS_PRESENT;
         entry->used = (int64_t)clock_tick();
-        *facts = (struct fs_facts){.length = entry->length, .expires = entry->expires};
+        *facts = (struct fs_facts){
+            .length = entry->length, .expires = entry->expires, .place = place_of(entry)};
     }
     pthread_mutex_unlock(&shard->lock);
     return known;
@@ -322,10 +376,32 @@ enum fs_known fs_index_alive(struct fs_index *index, XXH128_hash_t hash, bool lo
 void fs_index_put(struct fs_index *index, struct fs_entry *entry)
 {
     struct shard *shard = shard_of(index, entry->hash);
-    entry->epoch = index->epoch;
+    if (entry->segment == 0)
+        entry->epoch = index->epoch;
     pthread_mutex_lock(&shard->lock);
     log_put(index, entry);
     replace(index, shard, find(shard, entry->hash), entry);
+    pthread_mutex_unlock(&shard->lock);
+}
+
+struct fs_place fs_index_place(struct fs_index *index, XXH128_hash_t hash)
+{
+    struct shard *shard = shard_of(index, hash);
+    pthread_mutex_lock(&shard->lock);
+    struct fs_place place = place_of(*find(shard, hash));
+    pthread_mutex_unlock(&shard->lock);
+    return place;
+}
+
+void fs_index_filed(struct fs_index *index, XXH128_hash_t hash, struct fs_place place)
+{
+    struct shard *shard = shard_of(index, hash);
+    pthread_mutex_lock(&shard->lock);
+    struct fs_entry *entry = *find(shard, hash);
+    if (in_journal(entry) && entry->segment == place.segment && entry->offset == place.offset) {
+        entry->segment = 0;
+        entry->epoch = 0;
+    }
     pthread_mutex_unlock(&shard->lock);
 }
 
@@ -347,7 +423,9 @@ void fs_index_settle(struct fs_index *index, struct fs_entry *entry)
     pthread_mutex_lock(&shard->lock);
     struct fs_entry **link = find(shard, entry->hash);
     struct fs_entry *old = *link;
-    if (old != NULL && confirms(old, entry)) {
+    if (in_journal(old)) {
+        free(entry);
+    } else if (old != NULL && confirms(old, entry)) {
         old->loaded = false;
         free(entry);
     } else {
@@ -361,12 +439,11 @@ void fs_index_settle(struct fs_index *index, struct fs_entry *entry)
 uint64_t fs_index_remove(struct fs_index *index, XXH128_hash_t hash)
 {
     struct shard *shard = shard_of(index, hash);
-    struct fs_record record = {.type = FS_DELETE, .hash = hash};
     uint64_t cost = 0;
     pthread_mutex_lock(&shard->lock);
     struct fs_entry **link = find(shard, hash);
     if (*link != NULL) {
-        fs_log_add(index->log, record, NULL);
+        log_delete(index, hash);
         cost = drop(index, shard, link);
     }
     pthread_mutex_unlock(&shard->lock);
@@ -378,7 +455,8 @@ bool fs_index_listed(struct fs_index *index, XXH128_hash_t hash, uint64_t size)
     struct shard *shard = shard_of(index, hash);
     pthread_mutex_lock(&shard->lock);
     struct fs_entry *entry = *find(shard, hash);
-    bool known = entry != NULL && file_size(entry->key_length, entry->length) == size;
+    bool known =
+        in_journal(entry) || (entry != NULL && file_size(entry->key_length, entry->length) == size);
     if (entry != NULL)
         entry->listed = true;
     pthread_mutex_unlock(&shard->lock);
@@ -590,7 +668,7 @@ void fs_index_set_durable(struct fs_index *index, uint32_t epoch)
 bool fs_index_not_durable(const struct fs_entry *entry, const void *arg)
 {
     const struct fs_index *index = arg;
-    return entry->epoch > atomic_load(&index->durable);
+    return !in_journal(entry) && entry->epoch > atomic_load(&index->durable);
 }
 
 static void copy_shard(struct fs_index *index, struct shard *shard)

@@ -9,7 +9,8 @@
  *
  * After a clean close the index is certain: what it does not know is not there. After any other end
  * it is only a hint until the folders have been gone through: then it answers FS_UNSURE, and the
- * caller looks at the file and tells what it found (settle, remove).
+ * caller looks at the file and tells what it found (settle, remove). Entries that lie in the
+ * journal are certain: it is read before the index's own log.
  *
  * Any thread may call any of these, but for those marked. Changes of one entry's file and of its
  * entry here are kept in order by the caller, who holds a lock over both.
@@ -18,6 +19,7 @@
 #define LIARA_STORE_FILESYSTEM_INDEX_H
 
 #include "filesystem_file.h"
+#include "filesystem_journal.h"
 #include "filesystem_log.h"
 
 #include <stdbool.h>
@@ -32,10 +34,14 @@ struct fs_entry {
     int64_t expires; /* clock_now()'s milliseconds, or CLOCK_NEVER */
     int64_t used;    /* microseconds as clock_tick(); negative before the clock's own start */
     uint32_t length; /* of the value */
-    uint32_t epoch;  /* of its storing; see fs_index_next_epoch() */
+    union {
+        uint32_t offset; /* in the journal's segment, where it lies there */
+        uint32_t epoch;  /* else of its storing; see fs_index_next_epoch() */
+    };
     uint16_t key_length;
-    bool loaded : 1; /* known from the log alone: nobody has looked at the file since */
-    bool listed : 1; /* a scan of its folder has met the file */
+    uint8_t segment : 6; /* of the journal; 0: it has its file */
+    bool loaded : 1;     /* known from the log alone: nobody has looked at the file since */
+    bool listed : 1;     /* a scan of its folder has met the file */
     uint8_t key[];
 };
 
@@ -44,19 +50,33 @@ enum fs_known { FS_ABSENT, FS_PRESENT, FS_UNSURE };
 struct fs_facts {
     uint32_t length;
     int64_t expires;
+    struct fs_place place; /* in the journal; segment 0: it has its file */
 };
 
-/* A new entry, used now, not in the index yet: the caller's to free() or hand on. NULL: ENOMEM. */
+/* A new entry with a file, used now, not in the index yet: the caller's to free() or hand on. NULL:
+ * ENOMEM. */
 struct fs_entry *fs_entry_new(XXH128_hash_t hash, const uint8_t *key, size_t key_length,
                               uint32_t length, int64_t expires);
 
 /*
- * Opens the index of the store in directory, of which files take up multiples of block bytes.
- * state: a summary of how the folders look; empty: they have no file at all. NULL, and why. One
- * thread.
+ * An empty index of a store whose files take up multiples of block bytes; NULL: ENOMEM. Before
+ * fs_index_load() it is only for what is read from the journal. One thread.
  */
-struct fs_index *fs_index_open(struct fs_directory directory, uint32_t block, XXH128_hash_t state,
-                               bool empty, char *why, size_t size);
+struct fs_index *fs_index_new(uint32_t block);
+
+/* How a store is found. */
+struct fs_found {
+    XXH128_hash_t state; /* a summary of how the folders look */
+    bool empty;          /* they have no file at all */
+    bool doubtful;       /* something is damaged: the log is not to be believed without a look */
+};
+
+/*
+ * Reads the log in directory, and keeps it from here on. What lies in the journal already it leaves
+ * as it is. false, and why. One thread.
+ */
+bool fs_index_load(struct fs_index *index, struct fs_directory directory,
+                   const struct fs_found *found, char *why, size_t size);
 
 /*
  * Closes and frees. state: all is on stable storage, and the next start may rely on the index if it
@@ -74,10 +94,18 @@ enum fs_known fs_index_find(struct fs_index *index, XXH128_hash_t hash, const ui
 /* The same for whatever key the entry has, and no use of it. */
 enum fs_known fs_index_alive(struct fs_index *index, XXH128_hash_t hash, bool looked);
 
-/* Takes the entry over, in place of the one with the same hash. */
+/* Takes the entry over, in place of the one with the same hash; with its place, if it lies in the
+ * journal. */
 void fs_index_put(struct fs_index *index, struct fs_entry *entry);
 
-/* As fs_index_put() for what was found in a file: what is known already is only confirmed. */
+/* Where the entry lies in the journal. segment 0: nowhere, or there is no such entry. */
+struct fs_place fs_index_place(struct fs_index *index, XXH128_hash_t hash);
+
+/* The entry that lies at place, if it still does, has its file now, on stable storage. */
+void fs_index_filed(struct fs_index *index, XXH128_hash_t hash, struct fs_place place);
+
+/* As fs_index_put() for what was found in a file: what is known already is only confirmed, and what
+ * lies in the journal stays as it is. */
 void fs_index_settle(struct fs_index *index, struct fs_entry *entry);
 
 /* Forgets the entry; returns the bytes it took up on the disk, 0 where there was none. */
@@ -133,7 +161,7 @@ void fs_index_renew_earliest(struct fs_index *index);
 uint32_t fs_index_next_epoch(struct fs_index *index);
 void fs_index_set_durable(struct fs_index *index, uint32_t epoch);
 
-/* For fs_index_collect(): entries that are not on stable storage; arg is the index. */
+/* For fs_index_collect(): entries whose files are not on stable storage; arg is the index. */
 bool fs_index_not_durable(const struct fs_entry *entry, const void *arg);
 
 /*

@@ -68,13 +68,22 @@ static int remove_suspect(struct fs_tree *tree, XXH128_hash_t hash)
     return error == ENOENT ? 0 : error;
 }
 
+static bool is_suspect(const struct fs_entry *entry, const void *arg)
+{
+    const struct fs_tree *tree = arg;
+    const struct fs_place place = {.segment = entry->segment, .offset = entry->offset};
+    if (place.segment != 0)
+        return !fs_journal_is_synced(tree->journal, place);
+    return fs_index_not_durable(entry, tree->index);
+}
+
 static int remove_suspects_of(struct fs_tree *tree, unsigned folder, unsigned long *removed)
 {
     XXH128_hash_t hashes[FS_BATCH];
     int error = 0;
     for (uint32_t bucket = 0; bucket != FS_SHARD_END && error == 0;) {
-        size_t count = fs_index_collect(tree->index, folder, &bucket, fs_index_not_durable,
-                                        tree->index, hashes, FS_BATCH);
+        size_t count =
+            fs_index_collect(tree->index, folder, &bucket, is_suspect, tree, hashes, FS_BATCH);
         for (size_t i = 0; i < count && error == 0; i++) {
             error = remove_suspect(tree, hashes[i]);
             *removed += error == 0;
@@ -116,10 +125,12 @@ static int make_durable(struct fs_sync *sync)
     if (error != 0)
         return error;
     struct fs_dirty dirty = fs_tree_take_dirty(tree, &epoch);
-    if (is_nothing(&dirty) && sync->done)
+    if (is_nothing(&dirty) && !fs_journal_is_dirty(tree->journal) && sync->done)
         return 0;
     sync->done = false;
-    error = sync_entries(tree, &dirty);
+    error = fs_journal_sync(tree->journal);
+    if (error == 0)
+        error = sync_entries(tree, &dirty);
     if (error != 0) {
         log_error("can't sync the entries of %s: %s", tree->directory, strerror(error));
         remove_suspects(sync);

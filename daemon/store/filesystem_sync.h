@@ -1,9 +1,11 @@
 /*
- * PERSIST of a filesystem store: its entries' files, their folders and the index's file onto stable
- * storage. What it costs depends on what is new since the last time, not on the store's size.
+ * PERSIST of a filesystem store: its journal, the files of entries that are not in it, their
+ * folders and the index's file onto stable storage. What it costs depends on what is new since the
+ * last time, not on the store's size.
  *
  * Few new files are synced one by one, with their folders; for more, the whole file system is, once
- * (syncfs, which tells of errors since Linux 5.8).
+ * (syncfs, which tells of errors since Linux 5.8). Files that are written for what lies in the
+ * journal are not its concern.
  */
 #ifndef LIARA_STORE_FILESYSTEM_SYNC_H
 #define LIARA_STORE_FILESYSTEM_SYNC_H

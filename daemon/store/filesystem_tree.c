@@ -67,6 +67,19 @@ static void note_change(struct fs_tree *tree, XXH128_hash_t hash, bool is_new)
     pthread_mutex_unlock(&tree->dirty_lock);
 }
 
+/* The journal is not to bring back what lies in it now. 0 or errno. */
+static int void_journaled(struct fs_tree *tree, XXH128_hash_t hash)
+{
+    unsigned segment;
+    struct fs_journal_record gone = {.hash = hash};
+    return fs_journal_append(tree->journal, &gone, 1, &segment);
+}
+
+static bool in_journal(struct fs_tree *tree, XXH128_hash_t hash)
+{
+    return fs_index_place(tree->index, hash).segment != 0;
+}
+
 int fs_tree_remove(struct fs_tree *tree, XXH128_hash_t hash, uint64_t *freed)
 {
     char name[FS_NAME_SIZE];
@@ -76,7 +89,11 @@ int fs_tree_remove(struct fs_tree *tree, XXH128_hash_t hash, uint64_t *freed)
         return error;
     if (error == 0)
         note_change(tree, hash, false);
-    *freed = fs_index_remove(tree->index, hash);
+    /* The file goes first: once the record is there, what is left of it would count again. */
+    if (in_journal(tree, hash))
+        error = void_journaled(tree, hash);
+    if (error == 0 || error == ENOENT)
+        *freed = fs_index_remove(tree->index, hash);
     return error;
 }
 
@@ -101,10 +118,32 @@ void fs_tree_discard(struct fs_tree *tree, XXH128_hash_t hash, int fd, const cha
     struct stat opened, placed;
     fs_file_name(hash, name);
     fs_tree_lock(tree, hash);
-    if (fstat(fd, &opened) == 0 &&
+    if (!in_journal(tree, hash) && fstat(fd, &opened) == 0 &&
         fstatat(tree->entries, name, &placed, AT_SYMLINK_NOFOLLOW) == 0 &&
         opened.st_dev == placed.st_dev && opened.st_ino == placed.st_ino)
         discard(tree, hash, what);
+    fs_tree_unlock(tree, hash);
+}
+
+static bool lies_at(struct fs_tree *tree, XXH128_hash_t hash, struct fs_place place)
+{
+    struct fs_place now = fs_index_place(tree->index, hash);
+    return now.segment == place.segment && now.offset == place.offset;
+}
+
+/* A start would find the record damaged, too, so the journal needs no other. */
+void fs_tree_discard_journaled(struct fs_tree *tree, XXH128_hash_t hash, struct fs_place place,
+                               const char *what)
+{
+    char name[FS_NAME_SIZE];
+    fs_file_name(hash, name);
+    fs_tree_lock(tree, hash);
+    if (lies_at(tree, hash, place)) {
+        if (unlinkat(tree->entries, name, 0) == 0)
+            note_change(tree, hash, false);
+        fs_index_remove(tree->index, hash);
+        log_warning("entry %s in %s/journal is damaged (%s); removed", name, tree->directory, what);
+    }
     fs_tree_unlock(tree, hash);
 }
 
@@ -141,6 +180,8 @@ static int settle_opened(struct fs_tree *tree, XXH128_hash_t hash, int fd)
 
 int fs_tree_settle(struct fs_tree *tree, XXH128_hash_t hash)
 {
+    if (in_journal(tree, hash))
+        return 0;
     int fd = fs_tree_open_entry(tree, hash);
     if (fd < 0 && errno == ENOENT) {
         fs_index_remove(tree->index, hash);
@@ -176,23 +217,71 @@ static int make_again(struct fs_tree *tree, const char *name)
     return 0;
 }
 
-static int move_into_place(struct fs_tree *tree, const char *from, const char *name)
+static int move_into_place(struct fs_tree *tree, const char *from, XXH128_hash_t hash)
 {
-    return renameat(tree->tmp, from, tree->entries, name) == 0 ? 0 : errno;
+    char name[FS_NAME_SIZE];
+    fs_file_name(hash, name);
+    int error = renameat(tree->tmp, from, tree->entries, name) == 0 ? 0 : errno;
+    if (error == ENOENT && make_again(tree, name) == 0) /* somebody removed the folder */
+        error = renameat(tree->tmp, from, tree->entries, name) == 0 ? 0 : errno;
+    return error;
+}
+
+void fs_tree_temporary(struct fs_tree *tree, char name[FS_TEMPORARY_SIZE])
+{
+    unsigned long long number = atomic_fetch_add(&tree->next_name, 1);
+    snprintf(name, FS_TEMPORARY_SIZE, "%llu", number);
 }
 
 int fs_tree_place(struct fs_tree *tree, const char *from, struct fs_entry *entry)
 {
-    char name[FS_NAME_SIZE];
-    fs_file_name(entry->hash, name);
-    int error = move_into_place(tree, from, name);
-    if (error == ENOENT && make_again(tree, name) == 0) /* somebody removed the folder */
-        error = move_into_place(tree, from, name);
+    int error = move_into_place(tree, from, entry->hash);
+    if (error == 0)
+        note_change(tree, entry->hash, true);
+    if (error == 0 && in_journal(tree, entry->hash))
+        error = void_journaled(tree, entry->hash);
+    if (error == 0)
+        fs_index_put(tree->index, entry);
+    return error;
+}
+
+void fs_tree_put(struct fs_tree *tree, struct fs_entry *entry)
+{
+    XXH128_hash_t hash = entry->hash;
+    fs_tree_lock(tree, hash);
+    fs_index_put(tree->index, entry);
+    fs_tree_unlock(tree, hash);
+}
+
+int fs_tree_file(struct fs_tree *tree, const struct fs_journal_item *item)
+{
+    char name[FS_TEMPORARY_SIZE];
+    if (!lies_at(tree, item->hash, item->place))
+        return 0;
+    const char *what = fs_file_check(item->image, item->length);
+    if (what != NULL) {
+        fs_tree_discard_journaled(tree, item->hash, item->place, what);
+        return 0;
+    }
+    fs_tree_temporary(tree, name);
+    int error = fs_file_write_image(tree->tmp, name, item->image, item->length);
     if (error != 0)
         return error;
-    note_change(tree, entry->hash, true);
-    fs_index_put(tree->index, entry);
-    return 0;
+    fs_tree_lock(tree, item->hash);
+    bool wanted = lies_at(tree, item->hash, item->place);
+    if (wanted)
+        error = move_into_place(tree, name, item->hash);
+    fs_tree_unlock(tree, item->hash);
+    if (!wanted || error != 0)
+        unlinkat(tree->tmp, name, 0);
+    return error;
+}
+
+void fs_tree_filed(struct fs_tree *tree, const struct fs_journal_item *item)
+{
+    fs_tree_lock(tree, item->hash);
+    fs_index_filed(tree->index, item->hash, item->place);
+    fs_tree_unlock(tree, item->hash);
 }
 
 struct fs_dirty fs_tree_take_dirty(struct fs_tree *tree, uint32_t *epoch)
@@ -341,21 +430,65 @@ static struct fs_tree *new_tree(const char *directory)
     return tree;
 }
 
-static struct fs_index *open_index(struct fs_tree *tree, bool fresh, char *why, size_t size)
+/* Of what is damaged only the hash is known; what a file under it has may be of the past. */
+static void replay_damaged(struct fs_tree *tree, XXH128_hash_t hash, const char *what)
 {
-    const struct fs_directory directory = {.fd = tree->root, .path = tree->directory};
-    return fs_index_open(directory, block_size(tree), folder_state(tree), fresh, why, size);
+    char name[FS_NAME_SIZE];
+    fs_file_name(hash, name);
+    unlinkat(tree->entries, name, 0);
+    fs_index_remove(tree->index, hash);
+    log_warning("entry %s in %s/journal is damaged (%s); removed", name, tree->directory, what);
 }
 
-struct fs_tree *fs_tree_open(const char *directory, char *why, size_t size)
+/* A value's bytes are only checked where they are needed, as those in files are. */
+static bool replay(void *arg, const struct fs_journal_item *item)
+{
+    struct fs_tree *tree = arg;
+    struct fs_header header;
+    if (item->image == NULL) {
+        fs_index_remove(tree->index, item->hash);
+        return true;
+    }
+    const char *what = fs_file_check_head(item->image, item->length, &header);
+    if (what != NULL) {
+        replay_damaged(tree, item->hash, what);
+        return true;
+    }
+    struct fs_entry *entry =
+        fs_entry_new(item->hash, item->image + sizeof(header), header.key_length, header.length,
+                     clock_from_wall(header.end, header.ttl));
+    if (entry == NULL)
+        return false;
+    entry->segment = item->place.segment & FS_SEGMENTS;
+    entry->offset = item->place.offset;
+    fs_index_put(tree->index, entry);
+    return true;
+}
+
+static bool open_index(struct fs_tree *tree, uint64_t bound, bool fresh, char *why, size_t size)
+{
+    const struct fs_directory directory = {.fd = tree->root, .path = tree->directory};
+    struct fs_found found = {.state = folder_state(tree), .empty = fresh};
+    bool intact;
+    tree->index = fs_index_new(block_size(tree));
+    if (tree->index == NULL) {
+        snprintf(why, size, "out of memory for the index of the store");
+        return false;
+    }
+    tree->journal = fs_journal_open(directory, bound, replay, tree, &intact, why, size);
+    found.doubtful = tree->journal != NULL && !intact;
+    return tree->journal != NULL && fs_index_load(tree->index, directory, &found, why, size);
+}
+
+struct fs_tree *fs_tree_open(const char *directory, uint64_t bound, char *why, size_t size)
 {
     struct fs_tree *tree = new_tree(directory);
-    bool fresh = false;
+    bool fresh = false, ok = false;
     if (tree == NULL || tree->directory == NULL)
         snprintf(why, size, "out of memory");
     else if (open_layout(tree, &fresh, why, size))
-        tree->index = open_index(tree, fresh, why, size);
-    if (tree == NULL || tree->index == NULL) {
+        ok = open_index(tree, bound, fresh, why, size);
+    if (!ok) {
         fs_tree_close(tree, false);
         return NULL;
     }
@@ -370,6 +503,7 @@ void fs_tree_close(struct fs_tree *tree, bool clean)
         return;
     XXH128_hash_t state = clean ? folder_state(tree) : (XXH128_hash_t){0, 0};
     fs_index_close(tree->index, clean ? &state : NULL);
+    fs_journal_close(tree->journal);
     const int fds[] = {tree->tmp, tree->entries, tree->root};
     for (unsigned i = 0; i < sizeof(fds) / sizeof(fds[0]); i++) {
         if (fds[i] >= 0)

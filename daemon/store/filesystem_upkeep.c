@@ -161,13 +161,19 @@ static uint64_t evict_one(struct fs_tree *tree)
     return freed;
 }
 
+/* What the store takes up. What lies in the journal counts twice: it is to have a file, too. */
+static uint64_t disk_of(const struct fs_tree *tree)
+{
+    return fs_index_disk(tree->index) + fs_journal_bytes(tree->journal);
+}
+
 /* Goes a little below the bound, so that not every PUT calls for it. True: there is more to do. */
 static bool evict_step(struct fs_upkeep *upkeep, uint64_t max)
 {
-    if (fs_index_disk(upkeep->tree->index) > max)
+    if (disk_of(upkeep->tree) > max)
         upkeep->evicting = true;
     for (unsigned i = 0; i < EVICT_STEP && upkeep->evicting; i++) {
-        if (fs_index_disk(upkeep->tree->index) <= max - max / 16 || evict_one(upkeep->tree) == 0)
+        if (disk_of(upkeep->tree) <= max - max / 16 || evict_one(upkeep->tree) == 0)
             upkeep->evicting = false;
     }
     return upkeep->evicting;
@@ -260,9 +266,9 @@ int fs_upkeep_step(struct fs_upkeep *upkeep, uint64_t max)
     return wait;
 }
 
-static bool is_far_over(const struct fs_index *index, uint64_t max)
+static bool is_far_over(const struct fs_tree *tree, uint64_t max)
 {
-    uint64_t disk = fs_index_disk(index);
+    uint64_t disk = disk_of(tree);
     return disk > max && disk - max > max / 20;
 }
 
@@ -270,7 +276,7 @@ void fs_upkeep_help(struct fs_upkeep *upkeep, uint64_t max, uint64_t cost)
 {
     const struct fs_index *index = upkeep->tree->index;
     uint64_t freed = 0, more = 1;
-    for (; freed < cost && more > 0 && is_far_over(index, max); freed += more)
+    for (; freed < cost && more > 0 && is_far_over(upkeep->tree, max); freed += more)
         more = evict_one(upkeep->tree);
     if (!fs_index_certain(index) && pthread_mutex_trylock(&upkeep->lock) == 0) {
         scan_step(upkeep, SCAN_PUT);

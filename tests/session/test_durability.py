@@ -128,9 +128,9 @@ class Damage(SessionTest):
 
     COUNT = 60
 
-    def filled(self, backend):
+    def filled(self, backend, journal="0"):
         # Without the memory tier, which would answer what is damaged behind it.
-        daemon = self.daemon(backend, memory_size="0")
+        daemon = self.daemon(backend, memory_size="0", journal_size=journal)
         self.values = {f"key-{i}": random.Random(i).randbytes(3000 + i) for i in range(self.COUNT)}
         with daemon.client() as client:
             for key, value in self.values.items():

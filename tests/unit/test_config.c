@@ -892,7 +892,7 @@ static void assert_round_trip(struct config *config)
 
     print(config, text);
     again = load_file(text);
-    ck_assert_uint_eq(assert_same(config, again), 25);
+    ck_assert_uint_eq(assert_same(config, again), 26);
     config_free(again);
     config_free(config);
 }

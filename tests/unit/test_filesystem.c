@@ -132,7 +132,7 @@ START_TEST(a_scan_goes_on_after_a_shortage)
     put_many(0, 20);
     close_store();
     unlink(path_of("index"));
-    struct fs_tree *tree = fs_tree_open(bench.directory, why, sizeof(why));
+    struct fs_tree *tree = fs_tree_open(bench.directory, 0, why, sizeof(why));
     ck_assert_ptr_nonnull(tree);
     fs_sync_init(&sync, tree);
     fs_upkeep_init(&upkeep, tree, &sync);
@@ -163,7 +163,7 @@ START_TEST(puts_end_a_scan_that_never_gets_a_pause)
     put_many(0, 20);
     close_store();
     unlink(path_of("index"));
-    struct fs_tree *tree = fs_tree_open(bench.directory, why, sizeof(why));
+    struct fs_tree *tree = fs_tree_open(bench.directory, 0, why, sizeof(why));
     ck_assert_ptr_nonnull(tree);
     fs_sync_init(&sync, tree);
     fs_upkeep_init(&upkeep, tree, &sync);
@@ -659,16 +659,25 @@ END_TEST
 
 /* The index by itself: what can't be provoked through the store. */
 
+static struct fs_index *open_index(int fd, XXH128_hash_t state, bool empty)
+{
+    char why[256] = "";
+    const struct fs_found found = {.state = state, .empty = empty};
+    struct fs_index *index = fs_index_new(4096);
+    ck_assert_ptr_nonnull(index);
+    ck_assert_msg(
+        fs_index_load(index, (struct fs_directory){fd, bench.directory}, &found, why, sizeof(why)),
+        "%s", why);
+    return index;
+}
+
 START_TEST(keys_with_the_same_hash_are_told_apart)
 {
-    char why[256];
     const XXH128_hash_t hash = {1, 2};
     struct fs_facts facts;
     make_folder();
     int fd = open(bench.directory, O_RDONLY | O_DIRECTORY);
-    struct fs_index *index = fs_index_open((struct fs_directory){fd, bench.directory}, 4096, hash,
-                                           true, why, sizeof(why));
-    ck_assert_ptr_nonnull(index);
+    struct fs_index *index = open_index(fd, hash, true);
     fs_index_put(index, fs_entry_new(hash, (const uint8_t *)"one", 3, 10, CLOCK_NEVER));
     ck_assert_int_eq(fs_index_find(index, hash, (const uint8_t *)"one", 3, false, &facts),
                      FS_PRESENT);
@@ -701,12 +710,9 @@ START_TEST(a_walk_meets_everything_though_the_table_grows)
 {
     enum { COUNT = 1000 };
     static bool met[COUNT];
-    char why[256];
     make_folder();
     int fd = open(bench.directory, O_RDONLY | O_DIRECTORY);
-    struct fs_index *index = fs_index_open((struct fs_directory){fd, bench.directory}, 4096,
-                                           (XXH128_hash_t){0, 0}, true, why, sizeof(why));
-    ck_assert_ptr_nonnull(index);
+    struct fs_index *index = open_index(fd, (XXH128_hash_t){0, 0}, true);
     for (uint64_t n = 0; n < COUNT; n++)
         fs_index_put(index, fs_entry_new((XXH128_hash_t){n * 0x9E3779B97F4A7C15, n},
                                          (const uint8_t *)"k", 1, 1, CLOCK_NEVER));
@@ -744,12 +750,10 @@ static void put_nth_hash(struct fs_index *index, uint64_t n)
 /* Between any two steps of writing the log afresh something is put, replaced and removed. */
 START_TEST(what_happens_while_the_log_is_written_afresh_is_in_it)
 {
-    char why[256];
     const XXH128_hash_t state = {1, 2};
     make_folder();
     const struct fs_directory directory = {open(bench.directory, O_RDONLY), bench.directory};
-    struct fs_index *index = fs_index_open(directory, 4096, state, true, why, sizeof(why));
-    ck_assert_ptr_nonnull(index);
+    struct fs_index *index = open_index(directory.fd, state, true);
     uint64_t n = 0;
     for (; n < 500; n++)
         put_nth_hash(index, n);
@@ -764,7 +768,7 @@ START_TEST(what_happens_while_the_log_is_written_afresh_is_in_it)
     ck_assert_uint_gt(steps, 50);
     ck_assert_int_lt(index_size(), 6000 * (off_t)sizeof(struct fs_record));
     fs_index_close(index, &state);
-    index = fs_index_open(directory, 4096, state, false, why, sizeof(why));
+    index = open_index(directory.fd, state, false);
     ck_assert(fs_index_certain(index));
     ck_assert_uint_eq(fs_index_entries(index), 500);
     for (uint64_t i = 0; i < n; i++)
@@ -778,17 +782,15 @@ END_TEST
 
 START_TEST(what_a_log_had_of_the_past_counts_after_a_restart)
 {
-    char why[256];
     const XXH128_hash_t state = {1, 2};
     make_folder();
     const struct fs_directory directory = {open(bench.directory, O_RDONLY), bench.directory};
-    struct fs_index *index = fs_index_open(directory, 4096, state, true, why, sizeof(why));
-    ck_assert_ptr_nonnull(index);
+    struct fs_index *index = open_index(directory.fd, state, true);
     for (unsigned i = 0; i < 6000; i++)
         put_nth_hash(index, 7);
     fs_index_close(index, &state);
     off_t before = index_size();
-    index = fs_index_open(directory, 4096, state, false, why, sizeof(why));
+    index = open_index(directory.fd, state, false);
     for (unsigned i = 0; fs_index_tend_log(index) && i < 2 * FS_FOLDERS; i++)
         ;
     ck_assert_int_lt(index_size(), before / 100);

@@ -1,0 +1,35 @@
+/*
+ * Filing: the entries of a filesystem store's journal get their own files, in the background, on a
+ * thread of its own that gives way to all others. Segment by segment, the oldest first: every entry
+ * that still lies in it is written to its file; all these are synced at once; the segment is
+ * removed, for good; and only then the index looks for them in their files. So at any moment one of
+ * the two is whole, and on stable storage if PERSIST had been answered.
+ *
+ * It waits for a pause, unless the journal is half full.
+ */
+#ifndef LIARA_STORE_FILESYSTEM_FILING_H
+#define LIARA_STORE_FILESYSTEM_FILING_H
+
+#include "../pool.h"
+#include "filesystem_tree.h"
+
+enum fs_filing_phase { FS_FILE_ENTRIES, FS_SYNC_FILES, FS_REMOVE_SEGMENT, FS_CHANGE_INDEX };
+
+struct fs_filing {
+    struct fs_tree *tree;
+    struct pool *pool;
+    int root; /* the store's folder, opened anew: another's sync must not swallow our errors */
+    bool nice;
+    unsigned segment; /* 0: none */
+    enum fs_filing_phase phase;
+    bool walking;
+    struct fs_journal_walk walk;
+};
+
+/* Starts the thread. false, and why. tree must stay until fs_filing_end(). */
+bool fs_filing_start(struct fs_filing *filing, struct fs_tree *tree, char *why, size_t size);
+
+/* Ends it. What can be filed in that many milliseconds still is; the rest stays in the journal. */
+void fs_filing_end(struct fs_filing *filing, int64_t milliseconds);
+
+#endif
