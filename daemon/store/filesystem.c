@@ -4,7 +4,7 @@
  * one write, and their files in the background.
  *
  *   filesystem_file.*     what is in an entry's file
- *   filesystem_journal.*  what has no file yet
+ *   filesystem_journal.*  what has no file yet, in segments (filesystem_segment.*)
  *   filesystem_log.*      the index on disk
  *   filesystem_index.*    the index in memory, which writes and reads that
  *   filesystem_tree.*     the store's folder: files, journal and index kept in step

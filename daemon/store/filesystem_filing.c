@@ -21,32 +21,31 @@ enum {
 static bool begin_walk(struct fs_filing *filing)
 {
     if (!filing->walking)
-        filing->walking =
-            fs_journal_walk_begin(filing->tree->journal, filing->segment, &filing->walk);
+        filing->walking = fs_journal_walk(filing->tree->journal, filing->segment, &filing->walk);
     return filing->walking;
 }
 
 static void end_walk(struct fs_filing *filing, enum fs_filing_phase next)
 {
     if (filing->walking)
-        fs_journal_walk_end(&filing->walk);
+        fs_segment_walk_end(&filing->walk);
     filing->walking = false;
     filing->phase = next;
 }
 
 static int file_entries(struct fs_filing *filing)
 {
-    struct fs_journal_item item;
+    struct fs_segment_item item;
     if (!begin_walk(filing))
         return ENOMEM;
     for (unsigned i = 0; i < STEP; i++) {
-        if (!fs_journal_walk_next(&filing->walk, &item)) {
+        if (!fs_segment_walk_next(&filing->walk, &item)) {
             end_walk(filing, FS_SYNC_FILES);
             return 0;
         }
         int error = item.image != NULL ? fs_tree_file(filing->tree, &item) : 0;
         if (error != 0) {
-            fs_journal_walk_back(&filing->walk, &item);
+            fs_segment_walk_back(&filing->walk, &item);
             return error;
         }
     }
@@ -73,11 +72,11 @@ static int remove_segment(struct fs_filing *filing)
 
 static int change_index(struct fs_filing *filing)
 {
-    struct fs_journal_item item;
+    struct fs_segment_item item;
     if (!begin_walk(filing))
         return ENOMEM;
     filing->walk.silent = true;
-    while (fs_journal_walk_next(&filing->walk, &item)) {
+    while (fs_segment_walk_next(&filing->walk, &item)) {
         if (item.image != NULL)
             fs_tree_filed(filing->tree, &item);
     }

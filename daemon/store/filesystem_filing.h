@@ -23,7 +23,7 @@ struct fs_filing {
     unsigned segment; /* 0: none */
     enum fs_filing_phase phase;
     bool walking;
-    struct fs_journal_walk walk;
+    struct fs_segment_walk walk;
 };
 
 /* Starts the thread. false, and why. tree must stay until fs_filing_end(). */

@@ -1,6 +1,5 @@
 #include "filesystem_journal.h"
 
-#include "../../proto/message.h"
 #include "../clock.h"
 #include "../log.h"
 #include "filesystem_file.h"
@@ -12,33 +11,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 enum {
+    SEGMENT_MIN = 64 * 1024,
     SEGMENT_MAX = 32 * 1024 * 1024,
     SEGMENTS_OF_BOUND = 8, /* as many fill the bound */
-    LIVE_MAX = 32,         /* segments, even small ones */
-    NAME_SIZE = 20,
-    WINDOW = 256 * 1024, /* what a walk reads at a time; the longest record fits in */
-    BAD_BLOCK = 4096     /* what is passed over where the disk can't read */
-};
-
-static const uint64_t MAGIC = 0x314a46415241494c; /* "LIARAFJ1" where the lowest byte comes first */
-static const uint32_t RECORD_MAGIC = 0x6c4a5261;
-
-struct segment_header {
-    uint64_t magic;
-    uint64_t salt;
-};
-
-/* In the machine's own byte order, followed by the image. */
-struct record {
-    uint64_t check; /* of what follows here, seeded with the segment's salt and the place */
-    XXH128_hash_t hash;
-    uint32_t length; /* of the image; 0: there is none */
-    uint32_t magic;
+    LIVE_MAX = 32          /* segments, even small ones */
 };
 
 struct segment {
@@ -65,27 +45,15 @@ struct fs_journal {
     atomic_uint live;
     struct segment segments[FS_SEGMENTS + 1]; /* the first is none */
     struct {                                  /* under append_lock */
-        struct record record;
+        struct fs_segment_record record;
         struct fs_header header;
     } heads[FS_JOURNAL_BATCH];
     struct iovec parts[2 * FS_JOURNAL_BATCH];
 };
 
-static void name_of(uint64_t number, char name[NAME_SIZE])
-{
-    snprintf(name, NAME_SIZE, "%08llx", (unsigned long long)number);
-}
-
 static unsigned slot_of(uint64_t number)
 {
     return (unsigned)(number % FS_SEGMENTS) + 1;
-}
-
-static uint64_t check_of(const struct record *record, uint64_t salt, uint32_t offset)
-{
-    const size_t start = offsetof(struct record, hash);
-    return XXH3_64bits_withSeed((const uint8_t *)record + start, sizeof(*record) - start,
-                                salt + offset);
 }
 
 static uint64_t bound_of(struct fs_journal *journal)
@@ -96,16 +64,9 @@ static uint64_t bound_of(struct fs_journal *journal)
 static uint32_t segment_size(struct fs_journal *journal)
 {
     uint64_t size = bound_of(journal) / SEGMENTS_OF_BOUND;
+    if (size < SEGMENT_MIN)
+        return SEGMENT_MIN;
     return size < SEGMENT_MAX ? (uint32_t)size : SEGMENT_MAX;
-}
-
-/* A seed that nobody can guess, so that nobody can make a value that looks like a record. */
-static uint64_t draw_salt(void)
-{
-    uint64_t salt;
-    if (getrandom(&salt, sizeof(salt), 0) != (ssize_t)sizeof(salt))
-        salt = clock_tick();
-    return salt;
 }
 
 /* Adds a segment to those that are known; it must be the newest. */
@@ -132,11 +93,11 @@ static bool is_taken(struct fs_journal *journal, unsigned slot)
 static int new_segment(struct fs_journal *journal)
 {
     const int flags = O_RDWR | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC | O_NOFOLLOW;
-    char name[NAME_SIZE];
-    const struct segment_header header = {.magic = MAGIC, .salt = draw_salt()};
+    char name[FS_SEGMENT_NAME];
+    const struct fs_segment_header header = fs_segment_header();
     struct segment segment = {
         .number = journal->last_number + 1, .salt = header.salt, .end = sizeof(header)};
-    name_of(segment.number, name);
+    fs_segment_name(segment.number, name);
     if (is_taken(journal, slot_of(segment.number)))
         return ENOSPC;
     segment.fd = openat(journal->folder, name, flags, 0600);
@@ -168,8 +129,8 @@ static int make_room(struct fs_journal *journal, uint64_t bytes, struct segment 
 {
     unsigned slot = journal->current;
     uint32_t end = journal->segments[slot].end;
-    if (slot != 0 && end > sizeof(struct segment_header) && end + bytes > segment_size(journal) &&
-        journal->live < LIVE_MAX) {
+    if (slot != 0 && end > sizeof(struct fs_segment_header) &&
+        end + bytes > segment_size(journal) && journal->live < LIVE_MAX) {
         seal(journal, slot);
         slot = 0;
     }
@@ -187,11 +148,9 @@ static uint64_t image_length(const struct value *value)
 static int prepare(struct fs_journal *journal, unsigned i, struct iovec *parts,
                    const struct fs_journal_record *record, uint64_t salt, uint32_t offset)
 {
-    struct record *head = &journal->heads[i].record;
     const struct value *value = record->value;
-    *head = (struct record){
-        .hash = record->hash, .length = (uint32_t)image_length(value), .magic = RECORD_MAGIC};
-    head->check = check_of(head, salt, offset);
+    struct fs_segment_record *head = &journal->heads[i].record;
+    *head = fs_segment_record(record->hash, (uint32_t)image_length(value), salt, offset);
     parts[0] = (struct iovec){.iov_base = &journal->heads[i], .iov_len = sizeof(*head)};
     if (value == NULL)
         return 1;
@@ -222,7 +181,7 @@ static int append_locked(struct fs_journal *journal, struct fs_journal_record *r
     uint64_t bytes = 0;
     int parts = 0;
     for (unsigned i = 0; i < count; i++)
-        bytes += sizeof(struct record) + image_length(records[i].value);
+        bytes += sizeof(struct fs_segment_record) + image_length(records[i].value);
     int error = make_room(journal, bytes, &segment);
     if (error != 0)
         return error;
@@ -231,7 +190,7 @@ static int append_locked(struct fs_journal *journal, struct fs_journal_record *r
     uint32_t offset = segment->end;
     for (unsigned i = 0; i < count; i++) {
         parts += prepare(journal, i, journal->parts + parts, &records[i], segment->salt, offset);
-        records[i].offset = offset + (uint32_t)sizeof(struct record);
+        records[i].offset = offset + (uint32_t)sizeof(struct fs_segment_record);
         offset = records[i].offset + (uint32_t)image_length(records[i].value);
     }
     if (!fs_file_write_parts(segment->fd, journal->parts, parts))
@@ -261,9 +220,8 @@ void fs_journal_set_bound(struct fs_journal *journal, uint64_t bytes)
 
 bool fs_journal_takes(struct fs_journal *journal, uint64_t bytes, uint64_t waiting)
 {
-    uint64_t record = sizeof(struct record) + sizeof(struct fs_header) + bytes;
+    uint64_t record = sizeof(struct fs_segment_record) + sizeof(struct fs_header) + bytes;
     return journal->live < LIVE_MAX && bytes <= FS_JOURNAL_VALUE_MAX &&
-           record <= segment_size(journal) &&
            fs_journal_bytes(journal) + waiting + record <= bound_of(journal);
 }
 
@@ -316,8 +274,8 @@ void fs_journal_release(struct fs_journal *journal, unsigned slot)
 
 int fs_journal_remove(struct fs_journal *journal, unsigned slot)
 {
-    char name[NAME_SIZE];
-    name_of(journal->segments[slot].number, name);
+    char name[FS_SEGMENT_NAME];
+    fs_segment_name(journal->segments[slot].number, name);
     if (unlinkat(journal->folder, name, 0) != 0 && errno != ENOENT)
         return errno;
     return fsync(journal->folder) == 0 ? 0 : errno;
@@ -424,132 +382,19 @@ int fs_journal_sync(struct fs_journal *journal)
     return error;
 }
 
-/* Walking. */
-
-bool fs_journal_walk_begin(struct fs_journal *journal, unsigned slot, struct fs_journal_walk *walk)
+bool fs_journal_walk(struct fs_journal *journal, unsigned slot, struct fs_segment_walk *walk)
 {
     const struct segment *segment = &journal->segments[slot];
-    *walk = (struct fs_journal_walk){.directory = journal->directory,
-                                     .segment = slot,
-                                     .fd = segment->fd,
+    *walk = (struct fs_segment_walk){.path = journal->directory.path,
                                      .number = segment->number,
                                      .salt = segment->salt,
-                                     .offset = sizeof(struct segment_header),
-                                     .good = sizeof(struct segment_header),
+                                     .fd = segment->fd,
                                      .end = segment->end,
-                                     .window = malloc(WINDOW)};
-    return walk->window != NULL;
-}
-
-void fs_journal_walk_end(struct fs_journal_walk *walk)
-{
-    free(walk->window);
-    walk->window = NULL;
-}
-
-/* What can't be read is taken for zeros, which are no record. */
-static bool fill_window(struct fs_journal_walk *walk, uint32_t offset)
-{
-    ssize_t got;
-    do
-        got = pread(walk->fd, walk->window, WINDOW, offset);
-    while (got < 0 && errno == EINTR);
-    if (got < 0) {
-        memset(walk->window, 0, BAD_BLOCK);
-        got = BAD_BLOCK;
-    }
-    walk->window_offset = offset;
-    walk->window_length = (uint32_t)got;
-    return got > 0;
-}
-
-/* So many bytes at offset; NULL where there are fewer. */
-static const uint8_t *peek(struct fs_journal_walk *walk, uint32_t offset, uint64_t length)
-{
-    if (length > walk->end - offset || length > WINDOW)
-        return NULL;
-    if (offset < walk->window_offset ||
-        offset + length > (uint64_t)walk->window_offset + walk->window_length)
-        fill_window(walk, offset);
-    if (offset + length > (uint64_t)walk->window_offset + walk->window_length)
-        return NULL;
-    return walk->window + (offset - walk->window_offset);
-}
-
-static bool read_record(struct fs_journal_walk *walk, struct fs_journal_item *item)
-{
-    struct record record;
-    const uint8_t *bytes = peek(walk, walk->offset, sizeof(record));
-    if (bytes == NULL)
-        return false;
-    memcpy(&record, bytes, sizeof(record));
-    if (record.magic != RECORD_MAGIC || check_of(&record, walk->salt, walk->offset) != record.check)
-        return false;
-    bytes = peek(walk, walk->offset, sizeof(record) + (uint64_t)record.length);
-    if (bytes == NULL)
-        return false;
-    *item = (struct fs_journal_item){
-        .hash = record.hash,
-        .place = {.offset = walk->offset + (uint32_t)sizeof(record),
-                  .segment = (uint8_t)walk->segment},
-        .image = record.length > 0 ? bytes + sizeof(record) : NULL,
-        .length = record.length,
-    };
-    return true;
-}
-
-/* Moves on to where the next record may begin; to the end where there is none. */
-static void search(struct fs_journal_walk *walk)
-{
-    const uint32_t head = sizeof(struct record), at = offsetof(struct record, magic);
-    for (walk->offset++; walk->end - walk->offset >= head;) {
-        const uint8_t *bytes = peek(walk, walk->offset, head);
-        if (bytes == NULL)
-            break;
-        uint32_t length = walk->window_offset + walk->window_length - walk->offset;
-        const uint8_t *found = memmem(bytes + at, length - at, &RECORD_MAGIC, sizeof(RECORD_MAGIC));
-        if (found != NULL) {
-            walk->offset += (uint32_t)(found - bytes) - at;
-            return;
-        }
-        walk->offset += length - head + 1;
-    }
-    walk->offset = walk->end;
-}
-
-static void tell_of_damage(const struct fs_journal_walk *walk, uint32_t bytes)
-{
-    log_warning("%s/journal/%08llx is damaged: %u bytes at %u are lost", walk->directory.path,
-                (unsigned long long)walk->number, bytes, walk->good);
-}
-
-bool fs_journal_walk_next(struct fs_journal_walk *walk, struct fs_journal_item *item)
-{
-    while (walk->offset < walk->end && !read_record(walk, item))
-        search(walk);
-    if (walk->offset > walk->good && !walk->silent)
-        tell_of_damage(walk, walk->offset - walk->good);
-    if (walk->offset >= walk->end)
-        return false;
-    walk->skipped += walk->offset - walk->good;
-    walk->offset = walk->good = item->place.offset + (uint32_t)item->length;
-    return true;
-}
-
-void fs_journal_walk_back(struct fs_journal_walk *walk, const struct fs_journal_item *item)
-{
-    walk->offset = walk->good = item->place.offset - (uint32_t)sizeof(struct record);
+                                     .segment = slot};
+    return fs_segment_walk_begin(walk);
 }
 
 /* The start. */
-
-static bool parse_name(const char *name, uint64_t *number)
-{
-    char again[NAME_SIZE], *end;
-    *number = strtoull(name, &end, 16);
-    name_of(*number, again);
-    return end != name && strcmp(name, again) == 0;
-}
 
 static int by_number(const void *a, const void *b)
 {
@@ -569,7 +414,7 @@ static int list_segments(struct fs_journal *journal, uint64_t numbers[FS_SEGMENT
     }
     for (const struct dirent *entry; count >= 0 && (entry = readdir(dir)) != NULL;) {
         uint64_t number;
-        if (!parse_name(entry->d_name, &number))
+        if (!fs_segment_parse_name(entry->d_name, &number))
             continue;
         if (count < FS_SEGMENTS)
             numbers[count++] = number;
@@ -587,18 +432,18 @@ static int list_segments(struct fs_journal *journal, uint64_t numbers[FS_SEGMENT
 /* 0: it is known now. ENODATA: it has no header, so nothing of it can be read. Or errno. */
 static int open_segment(struct fs_journal *journal, uint64_t number)
 {
-    char name[NAME_SIZE];
-    struct segment_header header;
+    char name[FS_SEGMENT_NAME];
+    struct fs_segment_header header;
     struct stat st;
     struct segment segment = {.number = number};
-    name_of(number, name);
+    fs_segment_name(number, name);
     segment.fd = openat(journal->folder, name, O_RDWR | O_APPEND | O_CLOEXEC | O_NOFOLLOW);
     if (segment.fd < 0)
         return errno;
     if (fstat(segment.fd, &st) != 0)
         st.st_size = 0;
     ssize_t got = pread(segment.fd, &header, sizeof(header), 0);
-    if (got < (ssize_t)sizeof(header) || header.magic != MAGIC || st.st_size < got ||
+    if (got < (ssize_t)sizeof(header) || !fs_segment_is_ours(&header) || st.st_size < got ||
         st.st_size > UINT32_MAX) {
         log_warning("%s/journal/%s is no journal of this version; what it had is lost",
                     journal->directory.path, name);
@@ -626,20 +471,20 @@ static void cut(struct fs_journal *journal, unsigned slot, uint32_t good)
 static int replay_segment(struct fs_journal *journal, uint64_t number, fs_journal_replay *replay,
                           void *arg, bool *intact)
 {
-    struct fs_journal_walk walk;
-    struct fs_journal_item item;
+    struct fs_segment_walk walk;
+    struct fs_segment_item item;
     int error = open_segment(journal, number);
     *intact = *intact && error != ENODATA;
     if (error != 0)
         return error == ENODATA ? 0 : error;
-    if (!fs_journal_walk_begin(journal, slot_of(number), &walk))
+    if (!fs_journal_walk(journal, slot_of(number), &walk))
         return ENOMEM;
-    while (error == 0 && fs_journal_walk_next(&walk, &item))
+    while (error == 0 && fs_segment_walk_next(&walk, &item))
         error = replay(arg, &item) ? 0 : ENOMEM;
     *intact = *intact && walk.skipped == 0 && walk.good == walk.end;
     if (error == 0 && walk.good < walk.end)
         cut(journal, slot_of(number), walk.good);
-    fs_journal_walk_end(&walk);
+    fs_segment_walk_end(&walk);
     return error;
 }
 
@@ -679,6 +524,7 @@ struct fs_journal *fs_journal_open(struct fs_directory directory, uint64_t bound
     journal->directory = directory;
     journal->folder = -1;
     atomic_store(&journal->bound, bound);
+    atomic_store(&journal->appended_at, clock_now());
     pthread_mutex_init(&journal->append_lock, NULL);
     pthread_mutex_init(&journal->lock, NULL);
     for (unsigned i = 0; i <= FS_SEGMENTS; i++)

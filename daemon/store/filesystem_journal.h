@@ -13,10 +13,6 @@
  * are brought to their files and those to the disk; then it is removed, the oldest first, so that
  * no record outlives one that it made void.
  *
- * Checksums of records are seeded with a number that each segment draws, and with where they lie:
- * no bytes that a client stores can pass for a record. Where one is damaged, the next good one is
- * looked for.
- *
  * It knows neither the index nor the entries' files. Any thread, but for what is marked.
  */
 #ifndef LIARA_STORE_FILESYSTEM_JOURNAL_H
@@ -24,6 +20,7 @@
 
 #include "../value.h"
 #include "filesystem_log.h"
+#include "filesystem_segment.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -31,18 +28,11 @@
 #include <xxhash.h>
 
 enum {
-    FS_SEGMENTS = 63,                 /* a segment is known by a number from 1 to this */
     FS_JOURNAL_VALUE_MAX = 64 * 1024, /* larger values get their files at once */
     FS_JOURNAL_BATCH = 256            /* records that are appended together, at most */
 };
 
 struct fs_journal;
-
-/* Where an entry's image begins. segment 0: not in the journal. */
-struct fs_place {
-    uint32_t offset;
-    uint8_t segment;
-};
 
 /* What is to be appended. */
 struct fs_journal_record {
@@ -51,16 +41,8 @@ struct fs_journal_record {
     uint32_t offset;           /* out */
 };
 
-/* A record that is read. */
-struct fs_journal_item {
-    XXH128_hash_t hash;
-    struct fs_place place;
-    const uint8_t *image; /* NULL: as value above */
-    size_t length;
-};
-
 /* Takes a record read at the start; false (out of memory) ends the reading. */
-typedef bool fs_journal_replay(void *arg, const struct fs_journal_item *item);
+typedef bool fs_journal_replay(void *arg, const struct fs_segment_item *item);
 
 /*
  * Opens the journal in directory, making its folder where it is missing, and calls replay for its
@@ -101,7 +83,8 @@ bool fs_journal_is_dirty(struct fs_journal *journal);
 int fs_journal_hold(struct fs_journal *journal, unsigned segment);
 void fs_journal_release(struct fs_journal *journal, unsigned segment);
 
-/* Bytes on the disk; whether that is much of the bound; milliseconds since the last append. */
+/* Bytes on the disk; whether that is much of the bound; milliseconds since the last append, or
+ * the opening. */
 uint64_t fs_journal_bytes(struct fs_journal *journal);
 bool fs_journal_is_pressed(struct fs_journal *journal);
 int64_t fs_journal_quiet_for(struct fs_journal *journal);
@@ -116,31 +99,7 @@ unsigned fs_journal_oldest(struct fs_journal *journal, bool seal);
 int fs_journal_remove(struct fs_journal *journal, unsigned segment);
 void fs_journal_drop(struct fs_journal *journal, unsigned segment);
 
-/* Going through a sealed segment, which must stay as long. */
-struct fs_journal_walk {
-    struct fs_directory directory;
-    unsigned segment;
-    int fd;
-    uint64_t number, salt;
-    uint32_t offset, end; /* of what is still to be read */
-    uint32_t good;        /* end of the last record that was whole */
-    uint32_t skipped;     /* bytes between records that were of no use */
-    bool silent;          /* for a second time: damage was told of in the first */
-    uint8_t *window;
-    uint32_t window_offset, window_length;
-};
-
-/* false: out of memory. To be ended in any other case. */
-bool fs_journal_walk_begin(struct fs_journal *journal, unsigned segment,
-                           struct fs_journal_walk *walk);
-
-/* The next record, which stays until the next call; false where there is none. What lies between
- * records is skipped, with a line in the log. */
-bool fs_journal_walk_next(struct fs_journal_walk *walk, struct fs_journal_item *item);
-
-/* Has the next call bring this record again. */
-void fs_journal_walk_back(struct fs_journal_walk *walk, const struct fs_journal_item *item);
-
-void fs_journal_walk_end(struct fs_journal_walk *walk);
+/* Begins to go through a sealed segment, which must stay as long. false: out of memory. */
+bool fs_journal_walk(struct fs_journal *journal, unsigned segment, struct fs_segment_walk *walk);
 
 #endif

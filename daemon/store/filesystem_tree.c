@@ -253,7 +253,7 @@ void fs_tree_put(struct fs_tree *tree, struct fs_entry *entry)
     fs_tree_unlock(tree, hash);
 }
 
-int fs_tree_file(struct fs_tree *tree, const struct fs_journal_item *item)
+int fs_tree_file(struct fs_tree *tree, const struct fs_segment_item *item)
 {
     char name[FS_TEMPORARY_SIZE];
     if (!lies_at(tree, item->hash, item->place))
@@ -277,7 +277,7 @@ int fs_tree_file(struct fs_tree *tree, const struct fs_journal_item *item)
     return error;
 }
 
-void fs_tree_filed(struct fs_tree *tree, const struct fs_journal_item *item)
+void fs_tree_filed(struct fs_tree *tree, const struct fs_segment_item *item)
 {
     fs_tree_lock(tree, item->hash);
     fs_index_filed(tree->index, item->hash, item->place);
@@ -441,7 +441,7 @@ static void replay_damaged(struct fs_tree *tree, XXH128_hash_t hash, const char 
 }
 
 /* A value's bytes are only checked where they are needed, as those in files are. */
-static bool replay(void *arg, const struct fs_journal_item *item)
+static bool replay(void *arg, const struct fs_segment_item *item)
 {
     struct fs_tree *tree = arg;
     struct fs_header header;

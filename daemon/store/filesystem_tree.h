@@ -106,11 +106,11 @@ void fs_tree_put(struct fs_tree *tree, struct fs_entry *entry);
  * Writes the file of an entry that lies at place in the journal, if it still does; to the index it
  * goes on to lie there. A damaged image is discarded. 0 or errno. Takes the lock.
  */
-int fs_tree_file(struct fs_tree *tree, const struct fs_journal_item *item);
+int fs_tree_file(struct fs_tree *tree, const struct fs_segment_item *item);
 
 /* The file of an entry that still lies at place is on stable storage, and its segment of the
  * journal gone from there: the index knows it by its file from here on. Takes the lock. */
-void fs_tree_filed(struct fs_tree *tree, const struct fs_journal_item *item);
+void fs_tree_filed(struct fs_tree *tree, const struct fs_segment_item *item);
 
 /*
  * What is dirty, which then is not any more, and in *epoch the epoch of the index that it ends:

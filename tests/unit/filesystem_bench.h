@@ -78,8 +78,10 @@ static inline int sync_count(void)
     return syncs.fsync + syncs.fdatasync + syncs.syncfs;
 }
 
-/* The store under test, its folder, and the loop of the test's thread. */
+/* The store under test, its folder, and the loop of the test's thread. Its journal's size is set
+ * before it is opened: without one every value has its file at once. */
 static struct bench {
+    uint64_t journal_size;
     char directory[PATH_SIZE / 2];
     struct config config;
     struct store *store;
@@ -115,7 +117,8 @@ static inline void make_folder(void)
     snprintf(bench.directory, sizeof(bench.directory), "%s/liara-fs-XXXXXX",
              tmp != NULL ? tmp : "/tmp");
     ck_assert_ptr_nonnull(mkdtemp(bench.directory));
-    bench.config = (struct config){.directory = bench.directory, .max_size = 1 << 30};
+    bench.config = (struct config){
+        .directory = bench.directory, .max_size = 1 << 30, .journal_size = bench.journal_size};
     log_open(LOG_LEVEL_ERROR - 1);
     clock_start();
 }
