@@ -12,10 +12,10 @@
 
 enum {
     STEP = 32,      /* entries */
-    QUIET_MS = 300, /* without an append: a pause */
+    QUIET_MS = 500, /* without an append: a pause */
     IDLE_MS = 1000, /* between looks at an empty journal */
     RETRY_MS = 1000,
-    NICE = 10
+    NICE = 19
 };
 
 static bool begin_walk(struct fs_filing *filing)

@@ -12,10 +12,11 @@
 
 enum {
     FIRST_BUCKETS = 8,
-    WALK_BUCKETS = 4096, /* of one collect, under the lock */
-    SAMPLES = 16,        /* residents among which a victim is chosen */
-    FEW_ENTRIES = 64,    /* among so few, all are looked at */
-    COPY_SHARDS = 2,     /* of one step of writing the log afresh */
+    MOST_FIRST_BUCKETS = 1 << 16, /* of a shard that is not there yet */
+    WALK_BUCKETS = 4096,          /* of one collect, under the lock */
+    SAMPLES = 16,                 /* residents among which a victim is chosen */
+    FEW_ENTRIES = 64,             /* among so few, all are looked at */
+    COPY_SHARDS = 2,              /* of one step of writing the log afresh */
     FLUSH_BYTES = 64 * 1024,
     RENEW_PAUSE_MS = 1000 /* after a failure */
 };
@@ -52,7 +53,8 @@ static struct shard *shard_of(struct fs_index *index, XXH128_hash_t hash)
 static struct fs_entry **find(struct shard *shard, XXH128_hash_t hash)
 {
     struct fs_entry **link = &shard->buckets[hash.low64 & shard->mask];
-    while (*link != NULL && !XXH128_isEqual((*link)->hash, hash))
+    while (*link != NULL &&
+           ((*link)->hash.low64 != hash.low64 || (*link)->hash.high64 != hash.high64))
         link = &(*link)->next;
     return link;
 }
@@ -242,24 +244,27 @@ static bool replay(void *arg, const struct fs_record *record, const uint8_t *key
     return true;
 }
 
-static bool open_shards(struct fs_index *index)
+static bool open_shards(struct fs_index *index, uint64_t entries)
 {
     bool ok = true;
+    uint32_t buckets = FIRST_BUCKETS;
+    while (buckets < MOST_FIRST_BUCKETS && buckets < entries / FS_FOLDERS)
+        buckets *= 2;
     for (unsigned i = 0; i < FS_FOLDERS; i++) {
         struct shard *shard = &index->shards[i];
         pthread_mutex_init(&shard->lock, NULL);
         shard->earliest = CLOCK_NEVER;
-        shard->mask = FIRST_BUCKETS - 1;
-        shard->buckets = calloc(FIRST_BUCKETS, sizeof(struct fs_entry *));
+        shard->mask = buckets - 1;
+        shard->buckets = calloc(buckets, sizeof(struct fs_entry *));
         ok = ok && shard->buckets != NULL;
     }
     return ok;
 }
 
-struct fs_index *fs_index_new(uint32_t block)
+struct fs_index *fs_index_new(uint32_t block, uint64_t entries)
 {
     struct fs_index *index = calloc(1, sizeof(*index));
-    if (index == NULL || !open_shards(index)) {
+    if (index == NULL || !open_shards(index, entries)) {
         fs_index_close(index, NULL);
         return NULL;
     }

@@ -59,10 +59,11 @@ struct fs_entry *fs_entry_new(XXH128_hash_t hash, const uint8_t *key, size_t key
                               uint32_t length, int64_t expires);
 
 /*
- * An empty index of a store whose files take up multiples of block bytes; NULL: ENOMEM. Before
- * fs_index_load() it is only for what is read from the journal. One thread.
+ * An empty index of a store whose files take up multiples of block bytes, with tables for so many
+ * entries, a guess; NULL: ENOMEM. Before fs_index_load() it is only for what is read from the
+ * journal. One thread.
  */
-struct fs_index *fs_index_new(uint32_t block);
+struct fs_index *fs_index_new(uint32_t block, uint64_t entries);
 
 /* How a store is found. */
 struct fs_found {

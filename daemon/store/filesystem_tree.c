@@ -465,12 +465,21 @@ static bool replay(void *arg, const struct fs_segment_item *item)
     return true;
 }
 
+/* How many entries an index of that size may have. */
+static uint64_t guess_entries(const struct fs_tree *tree)
+{
+    enum { SHORT_KEY = 16 };
+    struct stat st;
+    bool known = fstatat(tree->root, "index", &st, AT_SYMLINK_NOFOLLOW) == 0;
+    return known ? (uint64_t)st.st_size / (sizeof(struct fs_record) + SHORT_KEY) : 0;
+}
+
 static bool open_index(struct fs_tree *tree, uint64_t bound, bool fresh, char *why, size_t size)
 {
     const struct fs_directory directory = {.fd = tree->root, .path = tree->directory};
     struct fs_found found = {.state = folder_state(tree), .empty = fresh};
     bool intact;
-    tree->index = fs_index_new(block_size(tree));
+    tree->index = fs_index_new(block_size(tree), guess_entries(tree));
     if (tree->index == NULL) {
         snprintf(why, size, "out of memory for the index of the store");
         return false;

@@ -663,7 +663,7 @@ static struct fs_index *open_index(int fd, XXH128_hash_t state, bool empty)
 {
     char why[256] = "";
     const struct fs_found found = {.state = state, .empty = empty};
-    struct fs_index *index = fs_index_new(4096);
+    struct fs_index *index = fs_index_new(4096, 0);
     ck_assert_ptr_nonnull(index);
     ck_assert_msg(
         fs_index_load(index, (struct fs_directory){fd, bench.directory}, &found, why, sizeof(why)),
