@@ -6,9 +6,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+enum { PIECE = 256 * 1024 }; /* of a value that is checked and not kept */
 
 static const uint64_t MAGIC = 0x314546415241494c; /* "LIARAFE1" where the lowest byte comes first */
 
@@ -246,4 +249,44 @@ enum fs_file_result fs_file_read_value(int fd, const struct fs_head *head, struc
         return FS_FILE_DAMAGED;
     *what = "wrong checksum of its value";
     return right_value(&head->header, bytes) ? FS_FILE_OK : FS_FILE_DAMAGED;
+}
+
+/* Reads on from the image's beginning into the state, piece by piece. FS_FILE_OK: all is read. */
+static enum fs_file_result digest(int fd, const struct fs_head *head, XXH3_state_t *state,
+                                  uint8_t *piece, const char **what)
+{
+    uint64_t at = head->start + sizeof(head->header) + head->header.key_length;
+    for (uint64_t left = head->header.length, got; left > 0; left -= got, at += got) {
+        size_t wanted = left < PIECE ? (size_t)left : PIECE;
+        ssize_t came = read_at(fd, piece, wanted, at);
+        if (came < 0)
+            return read_failed(what);
+        *what = "shorter than its value";
+        if ((size_t)came != wanted)
+            return FS_FILE_DAMAGED;
+        got = (uint64_t)came;
+        XXH3_64bits_update(state, piece, (size_t)got);
+    }
+    return FS_FILE_OK;
+}
+
+enum fs_file_result fs_file_check_value(int fd, const struct fs_head *head, const char **what)
+{
+    enum fs_file_result result = FS_FILE_FAILED;
+    XXH3_state_t *state = XXH3_createState();
+    uint8_t *piece = malloc(PIECE);
+    errno = ENOMEM;
+    if (state != NULL && piece != NULL) {
+        XXH3_64bits_reset_withSeed(state, head->header.head_check);
+        result = digest(fd, head, state, piece, what);
+    }
+    if (result == FS_FILE_OK && XXH3_64bits_digest(state) != head->header.value_check) {
+        *what = "wrong checksum of its value";
+        result = FS_FILE_DAMAGED;
+    }
+    int saved = errno;
+    free(piece);
+    XXH3_freeState(state);
+    errno = saved;
+    return result;
 }

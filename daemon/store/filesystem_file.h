@@ -98,4 +98,7 @@ const uint8_t *fs_file_key(const struct fs_head *head);
 enum fs_file_result fs_file_read_value(int fd, const struct fs_head *head, struct value *value,
                                        const char **what);
 
+/* Checks the bytes of the head's value where they are, without keeping them. */
+enum fs_file_result fs_file_check_value(int fd, const struct fs_head *head, const char **what);
+
 #endif

@@ -11,6 +11,7 @@
 #include <string.h>
 
 enum {
+    KEY_LENGTH_MASK = 0x7fff,
     FIRST_BUCKETS = 8,
     MOST_FIRST_BUCKETS = 1 << 16, /* of a shard that is not there yet */
     WALK_BUCKETS = 4096,          /* of one collect, under the lock */
@@ -188,7 +189,7 @@ struct fs_entry *fs_entry_new(XXH128_hash_t hash, const uint8_t *key, size_t key
         .expires = expires,
         .used = (int64_t)clock_tick(),
         .length = length,
-        .key_length = (uint16_t)key_length,
+        .key_length = key_length & KEY_LENGTH_MASK,
     };
     memcpy(entry->key, key, key_length);
     return entry;
@@ -420,6 +421,26 @@ static bool confirms(const struct fs_entry *old, const struct fs_entry *found)
         old->expires == found->expires ||
         (!old->loaded && found->expires != CLOCK_NEVER && old->expires < found->expires);
     return same_end && old->length == found->length && has_key(old, found->key, found->key_length);
+}
+
+bool fs_index_verified(struct fs_index *index, XXH128_hash_t hash)
+{
+    struct shard *shard = shard_of(index, hash);
+    pthread_mutex_lock(&shard->lock);
+    const struct fs_entry *entry = *find(shard, hash);
+    bool verified = entry != NULL && entry->verified;
+    pthread_mutex_unlock(&shard->lock);
+    return verified;
+}
+
+void fs_index_verify(struct fs_index *index, XXH128_hash_t hash)
+{
+    struct shard *shard = shard_of(index, hash);
+    pthread_mutex_lock(&shard->lock);
+    struct fs_entry *entry = *find(shard, hash);
+    if (entry != NULL && !in_journal(entry))
+        entry->verified = true;
+    pthread_mutex_unlock(&shard->lock);
 }
 
 void fs_index_settle(struct fs_index *index, struct fs_entry *entry)

@@ -38,10 +38,11 @@ struct fs_entry {
         uint32_t offset; /* in the journal's segment, where it lies there */
         uint32_t epoch;  /* else of its storing; see fs_index_next_epoch() */
     };
-    uint16_t key_length;
-    uint8_t segment : 6; /* of the journal; 0: it has its file */
-    bool loaded : 1;     /* known from the log alone: nobody has looked at the file since */
-    bool listed : 1;     /* a scan of its folder has met the file */
+    uint16_t key_length : 15;
+    uint16_t verified : 1; /* the file's bytes were found right in this run */
+    uint8_t segment : 6;   /* of the journal; 0: it has its file */
+    bool loaded : 1;       /* known from the log alone: nobody has looked at the file since */
+    bool listed : 1;       /* a scan of its folder has met the file */
     uint8_t key[];
 };
 
@@ -104,6 +105,10 @@ struct fs_place fs_index_place(struct fs_index *index, XXH128_hash_t hash);
 
 /* The entry that lies at place, if it still does, has its file now, on stable storage. */
 void fs_index_filed(struct fs_index *index, XXH128_hash_t hash, struct fs_place place);
+
+/* Whether the entry's file is marked as verified in this run, by fs_index_verify(). */
+bool fs_index_verified(struct fs_index *index, XXH128_hash_t hash);
+void fs_index_verify(struct fs_index *index, XXH128_hash_t hash);
 
 /* As fs_index_put() for what was found in a file: what is known already is only confirmed, and what
  * lies in the journal stays as it is. */

@@ -112,16 +112,40 @@ static void discard(struct fs_tree *tree, XXH128_hash_t hash, const char *what)
     fs_index_remove(tree->index, hash);
 }
 
-void fs_tree_discard(struct fs_tree *tree, XXH128_hash_t hash, int fd, const char *what)
+/* Whether the entry has its file, and that is the one that fd has opened. The lock is held. */
+static bool is_placed(struct fs_tree *tree, XXH128_hash_t hash, int fd)
 {
     char name[FS_NAME_SIZE];
     struct stat opened, placed;
     fs_file_name(hash, name);
+    return !in_journal(tree, hash) && fstat(fd, &opened) == 0 &&
+           fstatat(tree->entries, name, &placed, AT_SYMLINK_NOFOLLOW) == 0 &&
+           opened.st_dev == placed.st_dev && opened.st_ino == placed.st_ino;
+}
+
+void fs_tree_discard(struct fs_tree *tree, XXH128_hash_t hash, int fd, const char *what)
+{
     fs_tree_lock(tree, hash);
-    if (!in_journal(tree, hash) && fstat(fd, &opened) == 0 &&
-        fstatat(tree->entries, name, &placed, AT_SYMLINK_NOFOLLOW) == 0 &&
-        opened.st_dev == placed.st_dev && opened.st_ino == placed.st_ino)
+    if (is_placed(tree, hash, fd))
         discard(tree, hash, what);
+    fs_tree_unlock(tree, hash);
+}
+
+bool fs_tree_is_verified(struct fs_tree *tree, XXH128_hash_t hash, int fd)
+{
+    if (!fs_index_verified(tree->index, hash))
+        return false;
+    fs_tree_lock(tree, hash);
+    bool verified = is_placed(tree, hash, fd) && fs_index_verified(tree->index, hash);
+    fs_tree_unlock(tree, hash);
+    return verified;
+}
+
+void fs_tree_set_verified(struct fs_tree *tree, XXH128_hash_t hash, int fd)
+{
+    fs_tree_lock(tree, hash);
+    if (is_placed(tree, hash, fd))
+        fs_index_verify(tree->index, hash);
     fs_tree_unlock(tree, hash);
 }
 

@@ -88,6 +88,11 @@ void fs_tree_discard(struct fs_tree *tree, XXH128_hash_t hash, int fd, const cha
 void fs_tree_discard_journaled(struct fs_tree *tree, XXH128_hash_t hash, struct fs_place place,
                                const char *what);
 
+/* Whether the file that fd has opened was found right in this run, and is still in its place; that
+ * it was. Both take the lock. */
+bool fs_tree_is_verified(struct fs_tree *tree, XXH128_hash_t hash, int fd);
+void fs_tree_set_verified(struct fs_tree *tree, XXH128_hash_t hash, int fd);
+
 /* Removes file and entry, the lock held. 0, or errno; ENOENT: it had no file, nor lay in the
  * journal. *freed: bytes. */
 int fs_tree_remove(struct fs_tree *tree, XXH128_hash_t hash, uint64_t *freed);

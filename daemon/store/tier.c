@@ -221,7 +221,8 @@ static void filled(struct tier *tier, struct store_call *call)
 {
     struct gate *gate = gate_of(tier, call->hash);
     pthread_mutex_lock(&gate->lock);
-    if (gate->generation == call->via.generation && entry_find(gate, call) == NULL)
+    if (call->value != NULL && gate->generation == call->via.generation &&
+        entry_find(gate, call) == NULL)
         memory_keep(tier->memory, call->value, call->hash, false);
     pthread_mutex_unlock(&gate->lock);
 }

@@ -412,6 +412,72 @@ START_TEST(clear_takes_what_no_index_knows)
 }
 END_TEST
 
+/* Values by descriptor. */
+
+static struct store_call get_fd(const char *key)
+{
+    struct ask ask = new_ask(STORE_GET, key);
+    ask.call.wants_fd = true;
+    run(&ask);
+    return ask.call;
+}
+
+/* The call's descriptor has the bytes, and can't be written to. Closes it. */
+static void expect_file(struct store_call *call, struct put expected)
+{
+    static uint8_t bytes[BIG], right[BIG];
+    ck_assert_int_eq(call->status, STORE_OK);
+    ck_assert_ptr_null(call->value);
+    ck_assert_int_ge(call->fd, 0);
+    ck_assert_uint_eq(call->length, expected.length);
+    ck_assert_uint_eq(call->flags, expected.flags);
+    ck_assert_int_eq(pread(call->fd, bytes, expected.length, (off_t)call->offset), expected.length);
+    fill(right, expected.length, expected.seed);
+    ck_assert_mem_eq(bytes, right, expected.length);
+    ck_assert_int_lt(pwrite(call->fd, "x", 1, 0), 0);
+    close(call->fd);
+}
+
+START_TEST(a_large_value_is_answered_with_its_file)
+{
+    struct put large = {.seed = 1, .length = 65536, .flags = 7, .overwrite = true};
+    start();
+    for (unsigned i = 0; i < 3; i++, large.seed++, large.length += 1000) {
+        ck_assert_int_eq(put("large", large), STORE_OK);
+        struct store_call held = get_fd("large"), again = get_fd("large");
+        expect_file(&again, large);
+        struct put other = {.seed = 9, .length = 70000, .overwrite = true};
+        ck_assert_int_eq(put("large", other), STORE_OK);
+        expect_file(&held, large);
+    }
+    ck_assert_int_eq(put("small", (struct put){.seed = 1, .length = 65535}), STORE_OK);
+    struct store_call small = get_fd("small");
+    ck_assert_int_eq(small.fd, -1);
+    ck_assert(has_bytes(small.value, 1, 65535));
+    value_unref(small.value);
+    remove_folder();
+}
+END_TEST
+
+START_TEST(a_damaged_file_is_not_handed_out)
+{
+    const struct put large = {.seed = 1, .length = 100000};
+    start();
+    for (unsigned i = 0; i < 2; i++) {
+        ck_assert_int_eq(put("large", large), STORE_OK);
+        struct bytes bytes = read_file(file_of("large"));
+        bytes.data[bytes.length - 1 - i * 90000] ^= 4;
+        write_file(file_of("large"), bytes.data, bytes.length);
+        free(bytes.data);
+        struct store_call call = get_fd("large");
+        ck_assert_int_eq(call.status, STORE_MISS);
+        ck_assert_int_eq(call.fd, -1);
+        ck_assert(!exists(file_of("large")));
+    }
+    remove_folder();
+}
+END_TEST
+
 /* Shortages. */
 
 START_TEST(a_full_disk_fails_a_put_and_nothing_else)
@@ -845,6 +911,8 @@ int main(void)
     tcase_add_test(tcase, use_is_remembered_across_a_restart);
     tcase_add_test(tcase, clear_counts_and_gives_the_space_back);
     tcase_add_test(tcase, clear_takes_what_no_index_knows);
+    tcase_add_test(tcase, a_large_value_is_answered_with_its_file);
+    tcase_add_test(tcase, a_damaged_file_is_not_handed_out);
     tcase_add_test(tcase, a_full_disk_fails_a_put_and_nothing_else);
     tcase_add_test(tcase, an_index_that_can_not_grow_is_made_good);
     tcase_add_test(tcase, without_descriptors_the_answer_is_busy);
