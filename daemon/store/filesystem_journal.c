@@ -18,7 +18,8 @@ enum {
     SEGMENT_MIN = 64 * 1024,
     SEGMENT_MAX = 32 * 1024 * 1024,
     SEGMENTS_OF_BOUND = 8, /* as many fill the bound */
-    LIVE_MAX = 32          /* segments, even small ones */
+    LIVE_MAX = 32,         /* segments, even small ones */
+    EARLY = 4 * 1024 * 1024
 };
 
 struct segment {
@@ -26,9 +27,10 @@ struct segment {
     unsigned readers;
     uint64_t number, salt;
     uint32_t end, synced;
-    bool sealed;  /* not appended to any more */
-    bool failed;  /* its sync did: what is beyond synced may be lost */
-    bool dropped; /* the last reader closes it */
+    uint32_t begun; /* so much the kernel was told to write */
+    bool sealed;    /* not appended to any more */
+    bool failed;    /* its sync did: what is beyond synced may be lost */
+    bool dropped;   /* the last reader closes it */
 };
 
 struct fs_journal {
@@ -174,6 +176,16 @@ static int append_failed(struct fs_journal *journal, const struct segment *segme
     return error;
 }
 
+/* Has the kernel begin to write, so that there is less to wait for in a sync. */
+static void write_early(struct segment *segment)
+{
+    if (segment->end - segment->begun < EARLY)
+        return;
+    sync_file_range(segment->fd, segment->begun, segment->end - segment->begun,
+                    SYNC_FILE_RANGE_WRITE);
+    segment->begun = segment->end;
+}
+
 static int append_locked(struct fs_journal *journal, struct fs_journal_record *records,
                          unsigned count, unsigned *slot)
 {
@@ -199,6 +211,7 @@ static int append_locked(struct fs_journal *journal, struct fs_journal_record *r
     segment->end = offset;
     pthread_mutex_unlock(&journal->lock);
     atomic_fetch_add(&journal->bytes, bytes);
+    write_early(segment);
     *slot = slot_of(segment->number);
     return 0;
 }
