@@ -11,9 +11,10 @@
 #include <unistd.h>
 
 enum {
-    STEP = 32,      /* entries */
-    QUIET_MS = 500, /* without an append: a pause */
-    IDLE_MS = 1000, /* between looks at an empty journal */
+    STEP = 32,          /* entries */
+    QUIET_MS = 500,     /* without an append: a pause */
+    LONGEST_MS = 30000, /* without one */
+    IDLE_MS = 1000,     /* between looks at an empty journal */
     RETRY_MS = 1000,
     NICE = 19
 };
@@ -33,16 +34,22 @@ static void end_walk(struct fs_filing *filing, enum fs_filing_phase next)
     filing->phase = next;
 }
 
+/* Where the walk can't go on it begins again. */
+static int walked(struct fs_filing *filing, enum fs_filing_phase next)
+{
+    int error = filing->walk.error;
+    end_walk(filing, error == 0 ? next : filing->phase);
+    return error;
+}
+
 static int file_entries(struct fs_filing *filing)
 {
     struct fs_segment_item item;
     if (!begin_walk(filing))
         return ENOMEM;
     for (unsigned i = 0; i < STEP; i++) {
-        if (!fs_segment_walk_next(&filing->walk, &item)) {
-            end_walk(filing, FS_SYNC_FILES);
-            return 0;
-        }
+        if (!fs_segment_walk_next(&filing->walk, &item))
+            return walked(filing, FS_SYNC_FILES);
         int error = item.image != NULL ? fs_tree_file(filing->tree, &item) : 0;
         if (error != 0) {
             fs_segment_walk_back(&filing->walk, &item);
@@ -80,9 +87,12 @@ static int change_index(struct fs_filing *filing)
         if (item.image != NULL)
             fs_tree_filed(filing->tree, &item);
     }
-    end_walk(filing, FS_FILE_ENTRIES);
+    int error = walked(filing, FS_FILE_ENTRIES);
+    if (error != 0)
+        return error;
     fs_journal_drop(filing->tree->journal, filing->segment);
     filing->segment = 0;
+    filing->overdue = clock_now() + LONGEST_MS;
     return 0;
 }
 
@@ -94,13 +104,15 @@ static int step(struct fs_filing *filing, bool hurry)
                                                         [FS_REMOVE_SEGMENT] = remove_segment,
                                                         [FS_CHANGE_INDEX] = change_index};
     struct fs_journal *journal = filing->tree->journal;
-    bool quiet = hurry || fs_journal_quiet_for(journal) >= QUIET_MS;
-    if (!quiet && !fs_journal_is_pressed(journal))
+    bool now = hurry || fs_journal_quiet_for(journal) >= QUIET_MS || clock_now() > filing->overdue;
+    if (!now && !fs_journal_is_pressed(journal))
         return QUIET_MS;
     if (filing->segment == 0)
-        filing->segment = fs_journal_oldest(journal, quiet);
-    if (filing->segment == 0)
+        filing->segment = fs_journal_oldest(journal, now);
+    if (filing->segment == 0) {
+        filing->overdue = clock_now() + LONGEST_MS;
         return IDLE_MS;
+    }
     int error = phases[filing->phase](filing);
     if (error == 0)
         return 0;
@@ -120,7 +132,9 @@ static int idle(void *arg)
 bool fs_filing_start(struct fs_filing *filing, struct fs_tree *tree, char *why, size_t size)
 {
     const struct pool_hooks hooks = {.arg = filing, .idle = idle};
-    *filing = (struct fs_filing){.tree = tree, .root = open(tree->directory, O_RDONLY | O_CLOEXEC)};
+    *filing = (struct fs_filing){.tree = tree,
+                                 .root = open(tree->directory, O_RDONLY | O_CLOEXEC),
+                                 .overdue = clock_now() + LONGEST_MS};
     if (filing->root >= 0)
         filing->pool = pool_new("filing", 1, &hooks);
     if (filing->pool != NULL)

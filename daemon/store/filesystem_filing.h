@@ -5,7 +5,7 @@
  * removed, for good; and only then the index looks for them in their files. So at any moment one of
  * the two is whole, and on stable storage if PERSIST had been answered.
  *
- * It waits for a pause, unless the journal is half full.
+ * It waits for a pause, but no longer than half a minute, and not where the journal is half full.
  */
 #ifndef LIARA_STORE_FILESYSTEM_FILING_H
 #define LIARA_STORE_FILESYSTEM_FILING_H
@@ -20,6 +20,7 @@ struct fs_filing {
     struct pool *pool;
     int root; /* the store's folder, opened anew: another's sync must not swallow our errors */
     bool nice;
+    int64_t overdue;  /* clock_now()'s milliseconds: no longer it waits for a pause */
     unsigned segment; /* 0: none */
     enum fs_filing_phase phase;
     bool walking;

@@ -494,6 +494,7 @@ static int replay_segment(struct fs_journal *journal, uint64_t number, fs_journa
         return ENOMEM;
     while (error == 0 && fs_segment_walk_next(&walk, &item))
         error = replay(arg, &item) ? 0 : ENOMEM;
+    error = error == 0 ? walk.error : error;
     *intact = *intact && walk.skipped == 0 && walk.good == walk.end;
     if (error == 0 && walk.good < walk.end)
         cut(journal, slot_of(number), walk.good);

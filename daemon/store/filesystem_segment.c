@@ -62,6 +62,7 @@ bool fs_segment_parse_name(const char *name, uint64_t *number)
 bool fs_segment_walk_begin(struct fs_segment_walk *walk)
 {
     walk->offset = walk->good = sizeof(struct fs_segment_header);
+    walk->error = 0;
     walk->window = malloc(WINDOW);
     return walk->window != NULL;
 }
@@ -72,20 +73,22 @@ void fs_segment_walk_end(struct fs_segment_walk *walk)
     walk->window = NULL;
 }
 
-/* What can't be read is taken for zeros, which are no record. */
-static bool fill_window(struct fs_segment_walk *walk, uint32_t offset)
+/* What the disk can't read is taken for zeros, which are no record. */
+static void fill_window(struct fs_segment_walk *walk, uint32_t offset)
 {
     ssize_t got;
     do
         got = pread(walk->fd, walk->window, WINDOW, offset);
     while (got < 0 && errno == EINTR);
-    if (got < 0) {
+    if (got < 0 && errno == EIO) {
         memset(walk->window, 0, BAD_BLOCK);
         got = BAD_BLOCK;
+    } else if (got < 0) {
+        walk->error = errno;
+        got = 0;
     }
     walk->window_offset = offset;
     walk->window_length = (uint32_t)got;
-    return got > 0;
 }
 
 /* So many bytes at offset; NULL where there are fewer. */
@@ -151,8 +154,12 @@ static void tell_of_damage(const struct fs_segment_walk *walk, uint32_t bytes)
 
 bool fs_segment_walk_next(struct fs_segment_walk *walk, struct fs_segment_item *item)
 {
-    while (walk->offset < walk->end && !read_record(walk, item))
-        search(walk);
+    while (walk->offset < walk->end && !read_record(walk, item)) {
+        if (walk->error == 0)
+            search(walk);
+        if (walk->error != 0)
+            return false;
+    }
     if (walk->offset > walk->good && !walk->silent)
         tell_of_damage(walk, walk->offset - walk->good);
     if (walk->offset >= walk->end)

@@ -71,6 +71,7 @@ struct fs_segment_walk {
     uint32_t offset;  /* of the next record */
     uint32_t good;    /* end of the last record that was whole */
     uint32_t skipped; /* bytes between records that were of no use */
+    int error;        /* errno: it could not be read, for want of something of ours */
     uint8_t *window;
     uint32_t window_offset, window_length;
 };
@@ -78,8 +79,8 @@ struct fs_segment_walk {
 /* Begins; the fields down to silent are set by the caller. false: out of memory. */
 bool fs_segment_walk_begin(struct fs_segment_walk *walk);
 
-/* The next record, which stays until the next call; false where there is none. What lies between
- * records is skipped, with a line in the log. */
+/* The next record, which stays until the next call; false where there is none, or walk->error says
+ * why not. What lies between records is skipped, with a line in the log. */
 bool fs_segment_walk_next(struct fs_segment_walk *walk, struct fs_segment_item *item);
 
 /* Has the next call bring this record again. */

@@ -322,6 +322,37 @@ START_TEST(a_torn_tail_is_cut_off)
 }
 END_TEST
 
+/* Of what was not persisted a loss of power may leave any part; what was is there. */
+static void live_and_persist(void)
+{
+    put_small(0, 10);
+    ck_assert_int_eq(persist(), STORE_OK);
+    put_small(10, 20);
+}
+
+START_TEST(what_was_persisted_survives_holes_in_what_was_not)
+{
+    static uint8_t zeros[2 * RECORD];
+    bench.journal_size = JOURNAL;
+    for (unsigned i = 0; i < 6; i++) {
+        make_folder();
+        live_and_die(live_and_persist);
+        off_t from = (off_t)sizeof(struct fs_segment_header) + (10 + i) * RECORD + i * 500;
+        int fd = open(segment(), O_WRONLY);
+        ck_assert_int_eq(pwrite(fd, zeros, sizeof(zeros), from), sizeof(zeros));
+        close(fd);
+        open_store();
+        ck_assert_uint_eq(get_small(0, 10), 10);
+        ck_assert_uint_le(get_small(10, 20), 8);
+        put_small(10, 20);
+        ck_assert_uint_eq(get_small(0, 20), 20);
+        wait_until_filed();
+        ck_assert_uint_eq(get_small(0, 20), 20);
+        remove_folder();
+    }
+}
+END_TEST
+
 static void flip(const char *path, off_t position, uint8_t bits)
 {
     uint8_t byte;
@@ -700,6 +731,7 @@ int main(void)
     tcase_add_test(tcase, a_replay_keeps_the_order_of_changes);
     tcase_add_test(tcase, a_segment_is_appended_to_after_a_kill);
     tcase_add_test(tcase, a_torn_tail_is_cut_off);
+    tcase_add_test(tcase, what_was_persisted_survives_holes_in_what_was_not);
     tcase_add_test(tcase, a_damaged_record_is_a_miss_and_no_other);
     tcase_add_test(tcase, damage_while_it_runs_is_a_miss);
     tcase_add_test(tcase, what_was_replaced_does_not_come_back_for_what_is_damaged);
