@@ -13,7 +13,11 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-enum { VERSION = 1, COMPLAIN_PAUSE_MS = 10000 };
+enum {
+    VERSION = 2,
+    VERSION_WITHOUT_JOURNAL = 1, /* and else the same */
+    COMPLAIN_PAUSE_MS = 10000
+};
 
 bool fs_tree_is_shortage(int error)
 {
@@ -360,6 +364,8 @@ static bool check_version(struct fs_tree *tree, char *why, size_t size)
         snprintf(why, size, "can't read %s/version: %s", tree->directory, strerror(error));
     else if (end == text || *end != '\n')
         snprintf(why, size, "%s/version is no version: is this a store?", tree->directory);
+    else if (version == VERSION_WITHOUT_JOURNAL)
+        return write_version(tree, why, size);
     else if (version != VERSION)
         snprintf(why, size, "the store in %s is of version %lu, and this daemon knows %d alone",
                  tree->directory, version, VERSION);

@@ -2,7 +2,7 @@
  * The folder of a filesystem store, with everything that touches an entry's file and its entry in
  * the index together:
  *
- *   version      "1"
+ *   version      "2"
  *   entries/ab/  256 folders, a file an entry (filesystem_file.h)
  *   journal/     what has no file of its own yet (filesystem_journal.h)
  *   tmp/         files that are being written; emptied at the start

@@ -220,6 +220,40 @@ class Damage(SessionTest):
     def test_entries_between_two_runs(self):
         self.damaged_entries(False)
 
+    def journal_files(self, daemon):
+        return [p for p in self.files(daemon) if p.parent.name == "journal"]
+
+    def damaged_journal(self, how, least):
+        """Killed before its entries had files; some lie in the journal alone."""
+        daemon = self.filled("filesystem", journal="64M")
+        daemon.kill9()
+        files = self.journal_files(daemon)
+        self.assertTrue(files, "there is no journal")
+        before = len(daemon.log())
+        for path in files:
+            how(path)
+        daemon.start()
+        self.check(daemon, least)
+        self.says_so(daemon, before)
+
+    def test_journal_has_wrong_bits(self):
+        chance = random.Random(4)
+
+        def how(path):
+            data = bytearray(path.read_bytes())
+            for _ in range(5):
+                data[chance.randrange(16, len(data))] ^= 1 << chance.randrange(8)
+            path.write_bytes(data)
+        self.damaged_journal(how, self.COUNT - 5)
+
+    def test_journal_is_cut(self):
+        self.damaged_journal(lambda path: os.truncate(path, path.stat().st_size * 2 // 3),
+                             self.COUNT // 2)
+
+    def test_journal_is_noise(self):
+        self.damaged_journal(
+            lambda path: path.write_bytes(random.Random(5).randbytes(path.stat().st_size)), 0)
+
     def index_files(self, daemon):
         return [p for p in self.files(daemon) if p.name.startswith("index")]
 

@@ -224,18 +224,36 @@ static void expect_refusal(const char *part)
     ck_assert_msg(strstr(why, part) != NULL && strstr(why, bench.directory) != NULL, "%s", why);
 }
 
+START_TEST(a_store_from_before_the_journal_is_taken_over)
+{
+    start();
+    put_many(0, 10);
+    close_store();
+    write_file(path_of("version"), "1\n", 2);
+    ck_assert_int_eq(rmdir(path_of("journal")), 0);
+    open_store();
+    ck_assert_uint_eq(get_many(0, 10), 10);
+    ck_assert(!inspect("").approximate);
+    struct bytes version = read_file(path_of("version"));
+    ck_assert_uint_eq(version.length, 2);
+    ck_assert_mem_eq(version.data, "2\n", 2);
+    free(version.data);
+    remove_folder();
+}
+END_TEST
+
 START_TEST(a_folder_that_is_no_store_of_ours_is_refused)
 {
     make_folder();
-    write_file(path_of("version"), "2\n", 2);
-    expect_refusal("version 2");
+    write_file(path_of("version"), "3\n", 2);
+    expect_refusal("version 3");
     write_file(path_of("version"), "what is this", 12);
     expect_refusal("is this a store?");
     write_file(path_of("version"), "", 0);
     open_store();
     close_store();
     struct bytes version = read_file(path_of("version"));
-    ck_assert_mem_eq(version.data, "1\n", 2);
+    ck_assert_mem_eq(version.data, "2\n", 2);
     free(version.data);
     nftw(path_of("entries"), remove_one, 16, FTW_DEPTH | FTW_PHYS);
     write_file(path_of("entries"), "", 0);
@@ -902,6 +920,7 @@ int main(void)
     tcase_add_test(tcase, puts_end_a_scan_that_never_gets_a_pause);
     tcase_add_test(tcase, files_of_others_are_left_alone);
     tcase_add_test(tcase, a_folder_that_is_none_spoils_no_other);
+    tcase_add_test(tcase, a_store_from_before_the_journal_is_taken_over);
     tcase_add_test(tcase, a_folder_that_is_no_store_of_ours_is_refused);
     tcase_add_test(tcase, an_end_outlives_a_restart);
     tcase_add_test(tcase, what_has_ended_gives_its_space_back);
