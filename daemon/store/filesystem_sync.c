@@ -31,7 +31,8 @@ static int sync_path(struct fs_tree *tree, const char *name, int flags, bool *op
     return error;
 }
 
-/* One by one; *all is set where that can't be done. */
+/* One by one, which is cheap for folders: the first has the file system's own journal written, and
+ * the others have nothing left to do. *all is set where that can't be done. */
 static int sync_few(struct fs_tree *tree, const struct fs_dirty *dirty, bool *all)
 {
     char name[FS_NAME_SIZE];
@@ -52,7 +53,7 @@ static int sync_few(struct fs_tree *tree, const struct fs_dirty *dirty, bool *al
 
 static int sync_entries(struct fs_tree *tree, const struct fs_dirty *dirty)
 {
-    bool all = dirty->many || dirty->folders > FS_FEW;
+    bool all = dirty->many;
     int error = all ? 0 : sync_few(tree, dirty, &all);
     if (all && error == 0)
         error = syncfs(tree->root) == 0 ? 0 : errno;

@@ -3,8 +3,8 @@
  * folders and the index's file onto stable storage. What it costs depends on what is new since the
  * last time, not on the store's size.
  *
- * Few new files are synced one by one, with their folders; for more, the whole file system is, once
- * (syncfs, which tells of errors since Linux 5.8). Files that are written for what lies in the
+ * Few new files are synced one by one, as are folders; for more files, the whole file system is,
+ * once (syncfs, which tells of errors since Linux 5.8). Files that are written for what lies in the
  * journal are not its concern.
  */
 #ifndef LIARA_STORE_FILESYSTEM_SYNC_H

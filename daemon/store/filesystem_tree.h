@@ -27,7 +27,7 @@
 
 enum {
     FS_TEMPORARY_SIZE = 24, /* a name in tmp */
-    FS_FEW = 16,            /* files, folders: so many are synced one by one, more all at once */
+    FS_FEW = 16,            /* files: so many are synced one by one, more all at once */
     FS_BATCH = 64           /* entries gathered from the index at a time */
 };
 
