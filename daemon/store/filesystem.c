@@ -359,10 +359,9 @@ static void write_batch(struct filesystem *fs)
         fs_tree_complain(fs->tree, error, "can't write to the journal");
     for (unsigned i = 0; i < batch->count; i++)
         end_put(fs, i, segment, error);
-    uint64_t bytes = batch->bytes;
     batch->count = 0;
     batch->bytes = 0;
-    fs_upkeep_help(&fs->upkeep, max_size(fs), bytes);
+    fs_upkeep_help(&fs->upkeep, max_size(fs), 0);
 }
 
 static bool is_gathered(const struct batch *batch, XXH128_hash_t hash)
@@ -563,6 +562,20 @@ static void filesystem_set_max_size(struct store *store, uint64_t bytes)
     fs_journal_set_bound(fs->tree->journal, journal_bound(fs, bytes));
 }
 
+static void make_room(void *arg, uint64_t bytes)
+{
+    struct filesystem *fs = arg;
+    fs_upkeep_help(&fs->upkeep, max_size(fs), bytes);
+}
+
+static void end(struct filesystem *fs, bool clean)
+{
+    fs_upkeep_end(&fs->upkeep);
+    fs_sync_end(&fs->sync);
+    fs_tree_close(fs->tree, clean);
+    free(fs);
+}
+
 static struct store *filesystem_open(const struct config *config, char *why, size_t size)
 {
     struct filesystem *fs = calloc(1, sizeof(*fs));
@@ -571,26 +584,25 @@ static struct store *filesystem_open(const struct config *config, char *why, siz
         return NULL;
     }
     fs->journal_size = config->journal_size;
+    atomic_store(&fs->store.max_size, config->max_size);
     fs->tree = fs_tree_open(config->directory, journal_bound(fs, config->max_size), why, size);
-    if (fs->tree == NULL || !fs_filing_start(&fs->filing, fs->tree, why, size)) {
-        fs_tree_close(fs->tree, false);
+    if (fs->tree == NULL) {
         free(fs);
         return NULL;
     }
     fs_sync_init(&fs->sync, fs->tree);
     fs_upkeep_init(&fs->upkeep, fs->tree, &fs->sync);
-    return &fs->store;
+    if (fs_filing_start(&fs->filing, fs->tree, make_room, fs, why, size))
+        return &fs->store;
+    end(fs, false);
+    return NULL;
 }
 
 static void filesystem_close(struct store *store)
 {
     struct filesystem *fs = filesystem_of(store);
     fs_filing_end(&fs->filing, LAST_FILING_MS);
-    bool durable = fs_sync_now(&fs->sync) == 0;
-    fs_upkeep_end(&fs->upkeep);
-    fs_sync_end(&fs->sync);
-    fs_tree_close(fs->tree, durable);
-    free(fs);
+    end(fs, fs_sync_now(&fs->sync) == 0);
 }
 
 const struct store_ops store_filesystem = {

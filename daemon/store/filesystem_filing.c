@@ -42,6 +42,14 @@ static int walked(struct fs_filing *filing, enum fs_filing_phase next)
     return error;
 }
 
+static int file_one(struct fs_filing *filing, const struct fs_segment_item *item)
+{
+    int error = fs_tree_file(filing->tree, item);
+    if (error == 0)
+        filing->make_room(filing->arg, fs_index_cost(filing->tree->index, 0, item->length));
+    return error;
+}
+
 static int file_entries(struct fs_filing *filing)
 {
     struct fs_segment_item item;
@@ -50,7 +58,7 @@ static int file_entries(struct fs_filing *filing)
     for (unsigned i = 0; i < STEP; i++) {
         if (!fs_segment_walk_next(&filing->walk, &item))
             return walked(filing, FS_SYNC_FILES);
-        int error = item.image != NULL ? fs_tree_file(filing->tree, &item) : 0;
+        int error = item.image != NULL ? file_one(filing, &item) : 0;
         if (error != 0) {
             fs_segment_walk_back(&filing->walk, &item);
             return error;
@@ -129,10 +137,14 @@ static int idle(void *arg)
     return step(filing, false);
 }
 
-bool fs_filing_start(struct fs_filing *filing, struct fs_tree *tree, char *why, size_t size)
+bool fs_filing_start(struct fs_filing *filing, struct fs_tree *tree,
+                     void (*make_room)(void *arg, uint64_t bytes), void *arg, char *why,
+                     size_t size)
 {
     const struct pool_hooks hooks = {.arg = filing, .idle = idle};
     *filing = (struct fs_filing){.tree = tree,
+                                 .make_room = make_room,
+                                 .arg = arg,
                                  .root = open(tree->directory, O_RDONLY | O_CLOEXEC),
                                  .overdue = clock_now() + LONGEST_MS};
     if (filing->root >= 0)

@@ -17,6 +17,8 @@ enum fs_filing_phase { FS_FILE_ENTRIES, FS_SYNC_FILES, FS_REMOVE_SEGMENT, FS_CHA
 
 struct fs_filing {
     struct fs_tree *tree;
+    void (*make_room)(void *arg, uint64_t bytes);
+    void *arg;
     struct pool *pool;
     int root; /* the store's folder, opened anew: another's sync must not swallow our errors */
     bool nice;
@@ -27,8 +29,13 @@ struct fs_filing {
     struct fs_segment_walk walk;
 };
 
-/* Starts the thread. false, and why. tree must stay until fs_filing_end(). */
-bool fs_filing_start(struct fs_filing *filing, struct fs_tree *tree, char *why, size_t size);
+/*
+ * Starts the thread, which calls make_room(arg, …) for the bytes of the files it has made. false,
+ * and why. tree must stay until fs_filing_end().
+ */
+bool fs_filing_start(struct fs_filing *filing, struct fs_tree *tree,
+                     void (*make_room)(void *arg, uint64_t bytes), void *arg, char *why,
+                     size_t size);
 
 /* Ends it. What can be filed in that many milliseconds still is; the rest stays in the journal. */
 void fs_filing_end(struct fs_filing *filing, int64_t milliseconds);

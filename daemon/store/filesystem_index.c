@@ -11,7 +11,7 @@
 #include <string.h>
 
 enum {
-    KEY_LENGTH_MASK = 0x7fff,
+    KEY_LENGTH_MASK = 0x7ff,
     FIRST_BUCKETS = 8,
     MOST_FIRST_BUCKETS = 1 << 16, /* of a shard that is not there yet */
     WALK_BUCKETS = 4096,          /* of one collect, under the lock */
@@ -95,8 +95,20 @@ uint64_t fs_index_cost(const struct fs_index *index, size_t key_length, uint64_t
     return round_up(index, file_size(key_length, length));
 }
 
+static bool in_journal(const struct fs_entry *entry)
+{
+    return entry != NULL && entry->segment != 0;
+}
+
+static bool has_file(const struct fs_entry *entry)
+{
+    return entry->segment == 0 || entry->has_file;
+}
+
 static uint64_t cost_of(const struct fs_index *index, const struct fs_entry *entry)
 {
+    if (!has_file(entry))
+        return 0;
     return fs_index_cost(index, entry->key_length, entry->length);
 }
 
@@ -128,6 +140,8 @@ static void replace(struct fs_index *index, struct shard *shard, struct fs_entry
     struct fs_entry *old = *link;
     entry->next = old != NULL ? old->next : NULL;
     *link = entry;
+    if (in_journal(entry) && old != NULL)
+        entry->has_file = has_file(old);
     count_in(index, entry);
     if (entry->expires < shard->earliest)
         shard->earliest = entry->expires;
@@ -193,11 +207,6 @@ struct fs_entry *fs_entry_new(XXH128_hash_t hash, const uint8_t *key, size_t key
     };
     memcpy(entry->key, key, key_length);
     return entry;
-}
-
-static bool in_journal(const struct fs_entry *entry)
-{
-    return entry != NULL && entry->segment != 0;
 }
 
 /* The log, too, has an entry that was read from the journal; listed: and knows all about it. */
@@ -399,12 +408,40 @@ struct fs_place fs_index_place(struct fs_index *index, XXH128_hash_t hash)
     return place;
 }
 
+/* The entry at place, or NULL. The lock is held. */
+static struct fs_entry *find_at(struct shard *shard, XXH128_hash_t hash, struct fs_place place)
+{
+    struct fs_entry *entry = *find(shard, hash);
+    bool there =
+        in_journal(entry) && entry->segment == place.segment && entry->offset == place.offset;
+    return there ? entry : NULL;
+}
+
+static void count_file(struct fs_index *index, struct fs_entry *entry)
+{
+    if (has_file(entry))
+        return;
+    entry->has_file = true;
+    atomic_fetch_add(&index->disk, cost_of(index, entry));
+}
+
+void fs_index_has_file(struct fs_index *index, XXH128_hash_t hash, struct fs_place place)
+{
+    struct shard *shard = shard_of(index, hash);
+    pthread_mutex_lock(&shard->lock);
+    struct fs_entry *entry = find_at(shard, hash, place);
+    if (entry != NULL)
+        count_file(index, entry);
+    pthread_mutex_unlock(&shard->lock);
+}
+
 void fs_index_filed(struct fs_index *index, XXH128_hash_t hash, struct fs_place place)
 {
     struct shard *shard = shard_of(index, hash);
     pthread_mutex_lock(&shard->lock);
-    struct fs_entry *entry = *find(shard, hash);
-    if (in_journal(entry) && entry->segment == place.segment && entry->offset == place.offset) {
+    struct fs_entry *entry = find_at(shard, hash, place);
+    if (entry != NULL) {
+        count_file(index, entry);
         entry->segment = 0;
         entry->epoch = 0;
     }

@@ -38,7 +38,8 @@ struct fs_entry {
         uint32_t offset; /* in the journal's segment, where it lies there */
         uint32_t epoch;  /* else of its storing; see fs_index_next_epoch() */
     };
-    uint16_t key_length : 15;
+    uint16_t key_length : 11;
+    uint16_t has_file : 1; /* while it lies in the journal: a file is under its name, too */
     uint16_t verified : 1; /* the file's bytes were found right in this run */
     uint8_t segment : 6;   /* of the journal; 0: it has its file */
     bool loaded : 1;       /* known from the log alone: nobody has looked at the file since */
@@ -103,7 +104,9 @@ void fs_index_put(struct fs_index *index, struct fs_entry *entry);
 /* Where the entry lies in the journal. segment 0: nowhere, or there is no such entry. */
 struct fs_place fs_index_place(struct fs_index *index, XXH128_hash_t hash);
 
-/* The entry that lies at place, if it still does, has its file now, on stable storage. */
+/* The entry that lies at place, if it still does, has a file now; and has it on stable storage, and
+ * does not lie in the journal any more. */
+void fs_index_has_file(struct fs_index *index, XXH128_hash_t hash, struct fs_place place);
 void fs_index_filed(struct fs_index *index, XXH128_hash_t hash, struct fs_place place);
 
 /* Whether the entry's file is marked as verified in this run, by fs_index_verify(). */
@@ -114,7 +117,7 @@ void fs_index_verify(struct fs_index *index, XXH128_hash_t hash);
  * lies in the journal stays as it is. */
 void fs_index_settle(struct fs_index *index, struct fs_entry *entry);
 
-/* Forgets the entry; returns the bytes it took up on the disk, 0 where there was none. */
+/* Forgets the entry; returns the bytes its file took up on the disk, 0 where there was none. */
 uint64_t fs_index_remove(struct fs_index *index, XXH128_hash_t hash);
 
 /* A scan has met a file of so many bytes: true where that is no news. */
@@ -129,7 +132,7 @@ bool fs_index_certain(const struct fs_index *index);
 /* What an entry of this size takes up on the disk. */
 uint64_t fs_index_cost(const struct fs_index *index, size_t key_length, uint64_t length);
 
-/* All that there is: entries, bytes of keys and values, bytes on the disk. */
+/* All that there is: entries, bytes of keys and values, bytes of files on the disk. */
 uint64_t fs_index_entries(const struct fs_index *index);
 uint64_t fs_index_bytes(const struct fs_index *index);
 uint64_t fs_index_disk(const struct fs_index *index);

@@ -58,14 +58,14 @@ static unsigned slot_of(uint64_t number)
     return (unsigned)(number % FS_SEGMENTS) + 1;
 }
 
-static uint64_t bound_of(struct fs_journal *journal)
+uint64_t fs_journal_bound(struct fs_journal *journal)
 {
     return atomic_load_explicit(&journal->bound, memory_order_relaxed);
 }
 
 static uint32_t segment_size(struct fs_journal *journal)
 {
-    uint64_t size = bound_of(journal) / SEGMENTS_OF_BOUND;
+    uint64_t size = fs_journal_bound(journal) / SEGMENTS_OF_BOUND;
     if (size < SEGMENT_MIN)
         return SEGMENT_MIN;
     return size < SEGMENT_MAX ? (uint32_t)size : SEGMENT_MAX;
@@ -235,7 +235,7 @@ bool fs_journal_takes(struct fs_journal *journal, uint64_t bytes, uint64_t waiti
 {
     uint64_t record = sizeof(struct fs_segment_record) + sizeof(struct fs_header) + bytes;
     return journal->live < LIVE_MAX && bytes <= FS_JOURNAL_VALUE_MAX &&
-           fs_journal_bytes(journal) + waiting + record <= bound_of(journal);
+           fs_journal_bytes(journal) + waiting + record <= fs_journal_bound(journal);
 }
 
 uint64_t fs_journal_bytes(struct fs_journal *journal)
@@ -245,7 +245,7 @@ uint64_t fs_journal_bytes(struct fs_journal *journal)
 
 bool fs_journal_is_pressed(struct fs_journal *journal)
 {
-    return fs_journal_bytes(journal) > bound_of(journal) / 2;
+    return fs_journal_bytes(journal) > fs_journal_bound(journal) / 2;
 }
 
 int64_t fs_journal_quiet_for(struct fs_journal *journal)

@@ -57,6 +57,7 @@ struct fs_journal *fs_journal_open(struct fs_directory directory, uint64_t bound
 void fs_journal_close(struct fs_journal *journal);
 
 void fs_journal_set_bound(struct fs_journal *journal, uint64_t bytes);
+uint64_t fs_journal_bound(struct fs_journal *journal);
 
 /* Whether an entry of so many bytes, key and value, is for the journal, and has room in it behind
  * others of waiting bytes. */

@@ -299,6 +299,8 @@ int fs_tree_file(struct fs_tree *tree, const struct fs_segment_item *item)
     bool wanted = lies_at(tree, item->hash, item->place);
     if (wanted)
         error = move_into_place(tree, name, item->hash);
+    if (wanted && error == 0)
+        fs_index_has_file(tree->index, item->hash, item->place);
     fs_tree_unlock(tree, item->hash);
     if (!wanted || error != 0)
         unlinkat(tree->tmp, name, 0);

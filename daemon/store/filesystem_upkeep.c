@@ -146,7 +146,7 @@ static int scan_step(struct fs_upkeep *upkeep, unsigned names)
     return error;
 }
 
-/* Returns the bytes given back, 0 where there was nothing to give up. */
+/* Returns the bytes given back, and one for the entry; 0 where there was nothing to give up. */
 static uint64_t evict_one(struct fs_tree *tree)
 {
     XXH128_hash_t hash;
@@ -158,22 +158,24 @@ static uint64_t evict_one(struct fs_tree *tree)
     fs_tree_unlock(tree, hash);
     if (error != 0 && error != ENOENT)
         fs_tree_complain(tree, error, "can't remove an entry to make room");
-    return freed;
+    return error == 0 || error == ENOENT ? freed + 1 : 0;
 }
 
-/* What the store takes up. What lies in the journal counts twice: it is to have a file, too. */
-static uint64_t disk_of(const struct fs_tree *tree)
+/* The journal's share of max is kept free for it, so that filling it calls for no room. */
+static uint64_t max_of_files(const struct fs_tree *tree, uint64_t max)
 {
-    return fs_index_disk(tree->index) + fs_journal_bytes(tree->journal);
+    uint64_t bound = fs_journal_bound(tree->journal);
+    return bound < max ? max - bound : max;
 }
 
 /* Goes a little below the bound, so that not every PUT calls for it. True: there is more to do. */
 static bool evict_step(struct fs_upkeep *upkeep, uint64_t max)
 {
-    if (disk_of(upkeep->tree) > max)
+    max = max_of_files(upkeep->tree, max);
+    if (fs_index_disk(upkeep->tree->index) > max)
         upkeep->evicting = true;
     for (unsigned i = 0; i < EVICT_STEP && upkeep->evicting; i++) {
-        if (disk_of(upkeep->tree) <= max - max / 16 || evict_one(upkeep->tree) == 0)
+        if (fs_index_disk(upkeep->tree->index) <= max - max / 16 || evict_one(upkeep->tree) == 0)
             upkeep->evicting = false;
     }
     return upkeep->evicting;
@@ -268,7 +270,8 @@ int fs_upkeep_step(struct fs_upkeep *upkeep, uint64_t max)
 
 static bool is_far_over(const struct fs_tree *tree, uint64_t max)
 {
-    uint64_t disk = disk_of(tree);
+    uint64_t disk = fs_index_disk(tree->index);
+    max = max_of_files(tree, max);
     return disk > max && disk - max > max / 20;
 }
 

@@ -35,10 +35,11 @@ void fs_upkeep_end(struct fs_upkeep *upkeep);
 int fs_upkeep_step(struct fs_upkeep *upkeep, uint64_t max);
 
 /*
- * What a PUT of cost bytes does for the whole, so that no load outruns the upkeep: beyond 5 % over
- * max it gives up as much as it has brought, so the store never takes up more than that and what is
- * being written; it moves a pending scan on, and writes the index's file where much waits. What
- * another thread is at already it leaves to that one. Any thread.
+ * What the making of files of cost bytes does for the whole, by PUTs or by filing, so that no load
+ * outruns the upkeep: beyond 5 % over max it gives up as much as it has brought, so the store never
+ * takes up more than that and what is being written; it moves a pending scan on, and writes the
+ * index's file where much waits. What another thread is at already it leaves to that one. Any
+ * thread.
  */
 void fs_upkeep_help(struct fs_upkeep *upkeep, uint64_t max, uint64_t cost);
 

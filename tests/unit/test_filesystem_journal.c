@@ -622,10 +622,21 @@ END_TEST
 
 enum { BOUND = 4 << 20 };
 
+static uint64_t bytes_on_disk(void)
+{
+    uint64_t bytes = journal_bytes();
+    for (unsigned i = 0; i < FS_FOLDERS; i++) {
+        char name[16];
+        snprintf(name, sizeof(name), "entries/%02x", i);
+        bytes += files_in(path_of(name)) * UINT64_C(4096);
+    }
+    return bytes;
+}
+
 static void live_beyond_the_bound(void)
 {
     put_small(0, 3000);
-    ck_assert_uint_lt(inspect("").entries, 1100);
+    ck_assert_uint_le(bytes_on_disk(), BOUND + BOUND / 20);
 }
 
 START_TEST(what_is_evicted_stays_away)
@@ -637,11 +648,17 @@ START_TEST(what_is_evicted_stays_away)
     open_store();
     uint64_t entries = inspect_exactly().entries;
     ck_assert_uint_gt(entries, 500);
-    ck_assert_uint_le(entries, BOUND / 4096);
-    ck_assert_uint_eq(get_small(0, 3000), entries);
-    ck_assert_uint_le(journal_bytes(), BOUND / 8 + BOUND / 20);
+    ck_assert_uint_le(get_small(0, 3000), entries);
     wait_until_filed();
-    ck_assert_uint_eq(get_small(0, 3000), inspect("").entries);
+    ck_assert_uint_le(bytes_on_disk(), BOUND + BOUND / 20);
+    /* Upkeep may just be at work. */
+    bool same = false;
+    for (int64_t end = clock_now() + WAIT_MS; !same && clock_now() < end;) {
+        entries = inspect("").entries;
+        same = get_small(0, 3000) == entries && inspect("").entries == entries;
+    }
+    ck_assert(same);
+    ck_assert_uint_gt(entries, 500);
     remove_folder();
 }
 END_TEST
