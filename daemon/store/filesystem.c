@@ -568,7 +568,7 @@ static void make_room(void *arg, uint64_t bytes)
     fs_upkeep_help(&fs->upkeep, max_size(fs), bytes);
 }
 
-static void end(struct filesystem *fs, bool clean)
+static void close_parts(struct filesystem *fs, bool clean)
 {
     fs_upkeep_end(&fs->upkeep);
     fs_sync_end(&fs->sync);
@@ -594,7 +594,7 @@ static struct store *filesystem_open(const struct config *config, char *why, siz
     fs_upkeep_init(&fs->upkeep, fs->tree, &fs->sync);
     if (fs_filing_start(&fs->filing, fs->tree, make_room, fs, why, size))
         return &fs->store;
-    end(fs, false);
+    close_parts(fs, false);
     return NULL;
 }
 
@@ -602,7 +602,7 @@ static void filesystem_close(struct store *store)
 {
     struct filesystem *fs = filesystem_of(store);
     fs_filing_end(&fs->filing, LAST_FILING_MS);
-    end(fs, fs_sync_now(&fs->sync) == 0);
+    close_parts(fs, fs_sync_now(&fs->sync) == 0);
 }
 
 const struct store_ops store_filesystem = {

@@ -159,19 +159,27 @@ static bool lies_at(struct fs_tree *tree, XXH128_hash_t hash, struct fs_place pl
     return now.segment == place.segment && now.offset == place.offset;
 }
 
-/* A start would find the record damaged, too, so the journal needs no other. */
-void fs_tree_discard_journaled(struct fs_tree *tree, XXH128_hash_t hash, struct fs_place place,
-                               const char *what)
+/* Removes what is damaged in the journal, and what a file under the name may have of the past. The
+ * lock is held, or nobody else is there yet. */
+static void discard_journaled(struct fs_tree *tree, XXH128_hash_t hash, const char *what)
 {
     char name[FS_NAME_SIZE];
     fs_file_name(hash, name);
+    if (unlinkat(tree->entries, name, 0) == 0)
+        note_change(tree, hash, false);
+    int error = void_journaled(tree, hash);
+    if (error != 0)
+        fs_tree_complain(tree, error, "can't write to the journal");
+    fs_index_remove(tree->index, hash);
+    log_warning("entry %s in %s/journal is damaged (%s); removed", name, tree->directory, what);
+}
+
+void fs_tree_discard_journaled(struct fs_tree *tree, XXH128_hash_t hash, struct fs_place place,
+                               const char *what)
+{
     fs_tree_lock(tree, hash);
-    if (lies_at(tree, hash, place)) {
-        if (unlinkat(tree->entries, name, 0) == 0)
-            note_change(tree, hash, false);
-        fs_index_remove(tree->index, hash);
-        log_warning("entry %s in %s/journal is damaged (%s); removed", name, tree->directory, what);
-    }
+    if (lies_at(tree, hash, place))
+        discard_journaled(tree, hash, what);
     fs_tree_unlock(tree, hash);
 }
 
@@ -462,28 +470,44 @@ static struct fs_tree *new_tree(const char *directory)
     return tree;
 }
 
-/* Of what is damaged only the hash is known; what a file under it has may be of the past. */
-static void replay_damaged(struct fs_tree *tree, XXH128_hash_t hash, const char *what)
+/* The journal at the start. Of what is damaged only the hash is known. */
+struct replay {
+    struct fs_tree *tree;
+    size_t count;
+    XXH128_hash_t *damaged; /* and no later record of it is whole */
+};
+
+static bool add_damaged(struct replay *replay, XXH128_hash_t hash)
 {
-    char name[FS_NAME_SIZE];
-    fs_file_name(hash, name);
-    unlinkat(tree->entries, name, 0);
-    fs_index_remove(tree->index, hash);
-    log_warning("entry %s in %s/journal is damaged (%s); removed", name, tree->directory, what);
+    size_t size = (replay->count + 1) * sizeof(hash);
+    XXH128_hash_t *damaged = realloc(replay->damaged, size);
+    if (damaged == NULL)
+        return false;
+    replay->damaged = damaged;
+    damaged[replay->count++] = hash;
+    fs_index_remove(replay->tree->index, hash);
+    return true;
+}
+
+static void forget_damaged(struct replay *replay, XXH128_hash_t hash)
+{
+    for (size_t i = 0; i < replay->count; i++) {
+        if (XXH128_isEqual(replay->damaged[i], hash))
+            replay->damaged[i--] = replay->damaged[--replay->count];
+    }
 }
 
 /* A value's bytes are only checked where they are needed, as those in files are. */
-static bool replay(void *arg, const struct fs_segment_item *item)
+static bool replay_item(void *arg, const struct fs_segment_item *item)
 {
-    struct fs_tree *tree = arg;
+    struct replay *replay = arg;
+    struct fs_tree *tree = replay->tree;
     struct fs_header header;
+    if (item->image != NULL && fs_file_check_head(item->image, item->length, &header) != NULL)
+        return add_damaged(replay, item->hash);
+    forget_damaged(replay, item->hash);
     if (item->image == NULL) {
         fs_index_remove(tree->index, item->hash);
-        return true;
-    }
-    const char *what = fs_file_check_head(item->image, item->length, &header);
-    if (what != NULL) {
-        replay_damaged(tree, item->hash, what);
         return true;
     }
     struct fs_entry *entry =
@@ -506,19 +530,33 @@ static uint64_t guess_entries(const struct fs_tree *tree)
     return known ? (uint64_t)st.st_size / (sizeof(struct fs_record) + SHORT_KEY) : 0;
 }
 
+/* false, and why. *intact: nothing was damaged. */
+static bool open_journal(struct fs_tree *tree, struct fs_directory directory, uint64_t bound,
+                         bool *intact, char *why, size_t size)
+{
+    struct replay replay = {.tree = tree};
+    tree->journal = fs_journal_open(directory, bound, replay_item, &replay, intact, why, size);
+    for (size_t i = 0; i < replay.count && tree->journal != NULL; i++)
+        discard_journaled(tree, replay.damaged[i], "its header or key");
+    *intact = *intact && replay.count == 0;
+    free(replay.damaged);
+    return tree->journal != NULL;
+}
+
 static bool open_index(struct fs_tree *tree, uint64_t bound, bool fresh, char *why, size_t size)
 {
     const struct fs_directory directory = {.fd = tree->root, .path = tree->directory};
     struct fs_found found = {.state = folder_state(tree), .empty = fresh};
-    bool intact;
+    bool intact = false;
     tree->index = fs_index_new(block_size(tree), guess_entries(tree));
     if (tree->index == NULL) {
         snprintf(why, size, "out of memory for the index of the store");
         return false;
     }
-    tree->journal = fs_journal_open(directory, bound, replay, tree, &intact, why, size);
-    found.doubtful = tree->journal != NULL && !intact;
-    return tree->journal != NULL && fs_index_load(tree->index, directory, &found, why, size);
+    if (!open_journal(tree, directory, bound, &intact, why, size))
+        return false;
+    found.doubtful = !intact;
+    return fs_index_load(tree->index, directory, &found, why, size);
 }
 
 struct fs_tree *fs_tree_open(const char *directory, uint64_t bound, char *why, size_t size)

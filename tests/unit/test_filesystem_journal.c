@@ -438,6 +438,38 @@ START_TEST(what_was_replaced_does_not_come_back_for_what_is_damaged)
 }
 END_TEST
 
+/* What was put since is not to go with it at the next start. */
+static void live_with_damage(void)
+{
+    struct put large = {.seed = 9, .length = 70000, .overwrite = true};
+    ck_assert(!get(nth_key(3), small(3)));
+    ck_assert(!get(nth_key(4), small(4)));
+    ck_assert_int_eq(put(nth_key(3), large), STORE_OK);
+    ck_assert_int_eq(put(nth_key(4), large), STORE_OK);
+}
+
+START_TEST(what_replaced_what_was_damaged_stays)
+{
+    const struct put large = {.seed = 9, .length = 70000};
+    const off_t begin = sizeof(struct fs_segment_header) + sizeof(struct fs_segment_record);
+    bench.journal_size = JOURNAL;
+    make_folder();
+    live_and_die(live_small);
+    flip(segment(), begin + 3 * RECORD + 30, 1);           /* in its header */
+    flip(segment(), begin + 4 * RECORD + RECORD - 500, 1); /* in its value */
+    live_and_die(live_with_damage);
+    open_store();
+    ck_assert(get(nth_key(3), large));
+    ck_assert(get(nth_key(4), large));
+    ck_assert_uint_eq(get_small(0, 3) + get_small(5, 20), 18);
+    wait_until_filed();
+    ck_assert(get(nth_key(3), large));
+    ck_assert(get(nth_key(4), large));
+    ck_assert_uint_eq(inspect_exactly().entries, 20);
+    remove_folder();
+}
+END_TEST
+
 /* A client's value that looks like records is not taken for some, even where a record is damaged.
  */
 static struct bytes forged;
@@ -752,6 +784,7 @@ int main(void)
     tcase_add_test(tcase, a_damaged_record_is_a_miss_and_no_other);
     tcase_add_test(tcase, damage_while_it_runs_is_a_miss);
     tcase_add_test(tcase, what_was_replaced_does_not_come_back_for_what_is_damaged);
+    tcase_add_test(tcase, what_replaced_what_was_damaged_stays);
     tcase_add_test(tcase, nobody_can_forge_a_record);
     tcase_add_test(tcase, garbage_for_a_journal_is_passed_over);
     tcase_add_test(tcase, a_kill_between_the_files_and_the_end_of_the_segment_is_no_harm);
