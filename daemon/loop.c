@@ -23,8 +23,8 @@ enum {
     TRUST_MIN = 4,
     TRUST_LOST = 4,
     YIELD_LONG_US = 100,
-    PENALTY_FIRST_US = 100000,
-    PENALTY_MAX_US = 3200000
+    PENALTY_FIRST_US = 10000,
+    PENALTY_MAX_US = 200000
 };
 
 struct loop {
