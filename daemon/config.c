@@ -37,7 +37,7 @@ static const struct option options[] = {
      "bytes in the store; the backend makes room beyond them"},
     {"memory-size", OPTION_SIZE, AT(memory_size), 0, 1024 * T, false, "256M", NULL,
      "bytes of the memory before a slower backend; 0: none"},
-    {"journal-size", OPTION_SIZE, AT(journal_size), 0, 2 * G, false, "256M", NULL,
+    {"journal-size", OPTION_SIZE, AT(journal_size), 0, 2 * G, false, "0", NULL,
      "bytes of small values that wait for files of their own; 0: none"},
     {"max-value-size", OPTION_SIZE, AT(max_value_size), 1, 4095 * M, true, "512M", NULL,
      "bytes of one value"},

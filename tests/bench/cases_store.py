@@ -46,18 +46,25 @@ def put_processes(bench):
     name, title = "put-processes", CASES["put-processes"][0]
     count = 2000 if bench.settings.quick else 16000
     servers = bench.lineup(
-        name, lambda: [bench.liara(f"liara {backend}".replace(" ", "-"), backend)
-                       for backend in ("sqlite", "filesystem", "memory")], lambda server: None)
+        name, lambda: [bench.liara(f"liara-{backend}", backend)
+                       for backend in ("sqlite", "filesystem", "memory")]
+        + [bench.liara("liara-fs-journal", "filesystem", ["journal-size=256M"])],
+        lambda server: None)
     folder = bench.own_folder()
     places = {"SQLite file": ("sqlite", os.path.join(folder, "cache.db")),
               "files": ("files", os.path.join(folder, "files"))}
     places.update({server.name: ("liara", server.socket) for server in servers})
     keys = {label: fresh(0, count) for label in places}
-    runs = {label: (lambda label=label, kind=kind, place=place:
-                    bench.direct(kind, place, count, first=keys[label]()))
+    def run(label, kind, place):
+        result = bench.direct(kind, place, count, first=keys[label]())
+        for server in servers:
+            server.settle()
+        return result
+
+    runs = {label: (lambda label=label, kind=kind, place=place: run(label, kind, place))
             for label, (kind, place) in places.items()}
     rounds = bench.rounds(name, runs)
-    for ours in ("liara-sqlite", "liara-filesystem"):
+    for ours in ("liara-sqlite", "liara-filesystem", "liara-fs-journal"):
         for other, target in (("SQLite file", 6.0), ("files", 3.0)):
             row = row_of(name, title, RATE, rounds, ours, [other], target)
             row.figure = f"{ours}: {row.figure}"

@@ -10,6 +10,7 @@ import time
 
 START_SECONDS = 30
 STOP_SECONDS = 60
+SETTLE_SECONDS = 30
 
 
 class Missing(Exception):
@@ -89,6 +90,20 @@ class Server:
     def pids(self):
         """All processes whose CPU time a request to this server costs."""
         return [self.pid] + [helper.pid for helper in self.helpers]
+
+    def ticks(self):
+        """CPU time used so far, in the kernel's ticks."""
+        with open(f"/proc/{self.pid}/stat") as stat:
+            fields = stat.read().rsplit(")", 1)[1].split()
+        return int(fields[11]) + int(fields[12])
+
+    def settle(self):
+        """Waits until it has ended what it does in the background: others are measured next."""
+        end = time.monotonic() + SETTLE_SECONDS
+        before = None
+        while before != self.ticks() and time.monotonic() < end:
+            before = self.ticks()
+            time.sleep(0.2)
 
     def memory(self):
         """Resident bytes: all, and those that are no file's."""
