@@ -354,11 +354,13 @@ static void write_batch(struct filesystem *fs)
     unsigned segment = 0;
     if (batch->count == 0)
         return;
+    fs_tree_begin_store(fs->tree);
     int error = fs_journal_append(fs->tree->journal, batch->records, batch->count, &segment);
     if (error != 0)
         fs_tree_complain(fs->tree, error, "can't write to the journal");
     for (unsigned i = 0; i < batch->count; i++)
         end_put(fs, i, segment, error);
+    fs_tree_end_store(fs->tree);
     batch->count = 0;
     batch->bytes = 0;
     fs_upkeep_help(&fs->upkeep, max_size(fs), 0);
@@ -388,9 +390,10 @@ static enum store_status gather(struct filesystem *fs, struct store_call *call, 
     batch->puts[i].value = value_ref(value);
     batch->puts[i].entry = entry;
     batch->bytes += fs_index_cost(fs->tree->index, call->key_length, value->length);
+    call->status = STORE_OK;
     if (batch->count == FS_JOURNAL_BATCH || batch->bytes >= BATCH_BYTES)
         write_batch(fs);
-    return STORE_OK;
+    return call->status;
 }
 
 static bool is_for_journal(struct filesystem *fs, const struct value *value)

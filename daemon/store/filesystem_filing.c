@@ -115,8 +115,11 @@ static int step(struct fs_filing *filing, bool hurry)
     bool now = hurry || fs_journal_quiet_for(journal) >= QUIET_MS || clock_now() > filing->overdue;
     if (!now && !fs_journal_is_pressed(journal))
         return QUIET_MS;
-    if (filing->segment == 0)
+    if (filing->segment == 0) {
+        fs_tree_begin_store(filing->tree);
         filing->segment = fs_journal_oldest(journal, now);
+        fs_tree_end_store(filing->tree);
+    }
     if (filing->segment == 0) {
         filing->overdue = clock_now() + LONGEST_MS;
         return IDLE_MS;

@@ -326,6 +326,13 @@ unsigned fs_journal_oldest(struct fs_journal *journal, bool seal_it)
     return oldest;
 }
 
+/* What it had voided beyond synced counts again after a crash, until it and all before it are gone.
+ */
+static bool is_broken(const struct segment *segment)
+{
+    return segment->fd >= 0 && !segment->dropped && segment->failed;
+}
+
 static bool is_dirty(const struct segment *segment)
 {
     return segment->fd >= 0 && !segment->dropped && !segment->failed &&
@@ -337,7 +344,7 @@ bool fs_journal_is_dirty(struct fs_journal *journal)
     bool dirty = false;
     pthread_mutex_lock(&journal->lock);
     for (unsigned i = 1; i <= FS_SEGMENTS; i++)
-        dirty = dirty || is_dirty(&journal->segments[i]);
+        dirty = dirty || is_dirty(&journal->segments[i]) || is_broken(&journal->segments[i]);
     pthread_mutex_unlock(&journal->lock);
     return dirty;
 }
@@ -366,11 +373,11 @@ static int sync_segment(struct fs_journal *journal, unsigned slot)
     struct segment *segment = &journal->segments[slot];
     pthread_mutex_lock(&journal->lock);
     uint32_t end = segment->end;
-    bool dirty = is_dirty(segment);
+    bool dirty = is_dirty(segment), broken = is_broken(segment);
     segment->readers += dirty;
     pthread_mutex_unlock(&journal->lock);
     if (!dirty)
-        return 0;
+        return broken ? EIO : 0;
     int error = fdatasync(segment->fd) == 0 ? 0 : sync_failed(journal, slot, errno);
     pthread_mutex_lock(&journal->lock);
     if (error == 0)
@@ -453,9 +460,12 @@ static int open_segment(struct fs_journal *journal, uint64_t number)
     segment.fd = openat(journal->folder, name, O_RDWR | O_APPEND | O_CLOEXEC | O_NOFOLLOW);
     if (segment.fd < 0)
         return errno;
-    if (fstat(segment.fd, &st) != 0)
-        st.st_size = 0;
-    ssize_t got = pread(segment.fd, &header, sizeof(header), 0);
+    ssize_t got = fstat(segment.fd, &st) == 0 ? pread(segment.fd, &header, sizeof(header), 0) : -1;
+    if (got < 0) {
+        int error = errno;
+        close(segment.fd);
+        return error;
+    }
     if (got < (ssize_t)sizeof(header) || !fs_segment_is_ours(&header) || st.st_size < got ||
         st.st_size > UINT32_MAX) {
         log_warning("%s/journal/%s is no journal of this version; what it had is lost",

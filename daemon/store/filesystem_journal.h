@@ -72,7 +72,8 @@ int fs_journal_append(struct fs_journal *journal, struct fs_journal_record *reco
 
 /*
  * Puts all that was appended before on stable storage. 0 or errno: then the segment that failed is
- * never synced again, and what is_synced() denies is for the caller to give up.
+ * never synced again, what is_synced() denies is for the caller to give up, and this fails (EIO)
+ * until the segment has been removed.
  */
 int fs_journal_sync(struct fs_journal *journal);
 bool fs_journal_is_synced(struct fs_journal *journal, struct fs_place place);

@@ -129,10 +129,12 @@ static int make_durable(struct fs_sync *sync)
     if (is_nothing(&dirty) && !fs_journal_is_dirty(tree->journal) && sync->done)
         return 0;
     sync->done = false;
-    error = fs_journal_sync(tree->journal);
+    /* Files and folders first: the journal's records that make others void rely on them. */
+    error = sync_entries(tree, &dirty);
     if (error == 0)
-        error = sync_entries(tree, &dirty);
+        error = fs_journal_sync(tree->journal);
     if (error != 0) {
+        fs_tree_all_dirty(tree);
         log_error("can't sync the entries of %s: %s", tree->directory, strerror(error));
         remove_suspects(sync);
         return error;

@@ -56,6 +56,16 @@ void fs_tree_unlock(struct fs_tree *tree, XXH128_hash_t hash)
     pthread_mutex_unlock(&tree->folders[fs_file_folder(hash)]);
 }
 
+void fs_tree_begin_store(struct fs_tree *tree)
+{
+    pthread_mutex_lock(&tree->storing);
+}
+
+void fs_tree_end_store(struct fs_tree *tree)
+{
+    pthread_mutex_unlock(&tree->storing);
+}
+
 /* The order matters: file, then this, then the index, whose epoch is then no earlier than this. */
 static void note_change(struct fs_tree *tree, XXH128_hash_t hash, bool is_new)
 {
@@ -177,10 +187,12 @@ static void discard_journaled(struct fs_tree *tree, XXH128_hash_t hash, const ch
 void fs_tree_discard_journaled(struct fs_tree *tree, XXH128_hash_t hash, struct fs_place place,
                                const char *what)
 {
+    fs_tree_begin_store(tree);
     fs_tree_lock(tree, hash);
     if (lies_at(tree, hash, place))
         discard_journaled(tree, hash, what);
     fs_tree_unlock(tree, hash);
+    fs_tree_end_store(tree);
 }
 
 enum fs_file_result fs_tree_read_head(int fd, XXH128_hash_t hash, struct fs_head *head,
@@ -332,6 +344,13 @@ struct fs_dirty fs_tree_take_dirty(struct fs_tree *tree, uint32_t *epoch)
     return taken;
 }
 
+void fs_tree_all_dirty(struct fs_tree *tree)
+{
+    pthread_mutex_lock(&tree->dirty_lock);
+    tree->dirty.many = true;
+    pthread_mutex_unlock(&tree->dirty_lock);
+}
+
 /* Makes a folder, or finds it; *made says which. -1 with why. */
 static int open_folder(struct fs_tree *tree, const char *name, bool *made, char *why, size_t size)
 {
@@ -465,6 +484,7 @@ static struct fs_tree *new_tree(const char *directory)
     tree->root = tree->entries = tree->tmp = -1;
     tree->directory = strdup(directory);
     pthread_mutex_init(&tree->dirty_lock, NULL);
+    pthread_mutex_init(&tree->storing, NULL);
     for (unsigned i = 0; i < FS_FOLDERS; i++)
         pthread_mutex_init(&tree->folders[i], NULL);
     return tree;
@@ -591,6 +611,7 @@ void fs_tree_close(struct fs_tree *tree, bool clean)
     for (unsigned i = 0; i < FS_FOLDERS; i++)
         pthread_mutex_destroy(&tree->folders[i]);
     pthread_mutex_destroy(&tree->dirty_lock);
+    pthread_mutex_destroy(&tree->storing);
     free(tree->directory);
     free(tree);
 }

@@ -47,6 +47,7 @@ struct fs_tree {
     _Atomic uint64_t next_name; /* in tmp */
     _Atomic int64_t complain_after;
     pthread_mutex_t folders[FS_FOLDERS];
+    pthread_mutex_t storing; /* see fs_tree_begin_store() */
     pthread_mutex_t dirty_lock;
     struct fs_dirty dirty; /* under dirty_lock */
 };
@@ -57,6 +58,15 @@ struct fs_tree *fs_tree_open(const char *directory, uint64_t bound, char *why, s
 
 /* Closes and frees; clean: all is on stable storage. NULL is fine. */
 void fs_tree_close(struct fs_tree *tree, bool clean);
+
+/*
+ * Between the two, what was appended to the journal is not in the index yet. Who seals a segment to
+ * go through it, and who makes void what lies in the journal on another thread than the writer's,
+ * stands between them too: else it would take for gone, or for older, what is just being stored.
+ * Taken before a folder's lock.
+ */
+void fs_tree_begin_store(struct fs_tree *tree);
+void fs_tree_end_store(struct fs_tree *tree);
 
 void fs_tree_lock(struct fs_tree *tree, XXH128_hash_t hash);
 void fs_tree_unlock(struct fs_tree *tree, XXH128_hash_t hash);
@@ -122,6 +132,9 @@ void fs_tree_filed(struct fs_tree *tree, const struct fs_segment_item *item);
  * every entry of that epoch or an older one that is not durable is among it.
  */
 struct fs_dirty fs_tree_take_dirty(struct fs_tree *tree, uint32_t *epoch);
+
+/* What was taken is dirty still, and with it everything: a sync has failed. */
+void fs_tree_all_dirty(struct fs_tree *tree);
 
 /* Logs what clients are told one by one, but not as often. */
 void fs_tree_complain(struct fs_tree *tree, int error, const char *what);

@@ -153,9 +153,11 @@ static uint64_t evict_one(struct fs_tree *tree)
     uint64_t freed = 0;
     if (!fs_index_victim(tree->index, &hash))
         return 0;
+    fs_tree_begin_store(tree);
     fs_tree_lock(tree, hash);
     int error = fs_tree_remove(tree, hash, &freed);
     fs_tree_unlock(tree, hash);
+    fs_tree_end_store(tree);
     if (error != 0 && error != ENOENT)
         fs_tree_complain(tree, error, "can't remove an entry to make room");
     return error == 0 || error == ENOENT ? freed + 1 : 0;
