@@ -154,7 +154,7 @@ static void waited(struct lease_session *lease, bool granted, struct value *valu
 }
 
 void cache_session_start(struct cache_session *session, struct cache *cache, struct loop *loop,
-                         uint8_t room[CACHE_ROOM], void (*done)(struct cache_session *session))
+                         uint8_t room[VALUE_COPY_MAX], void (*done)(struct cache_session *session))
 {
     session->cache = cache;
     memset(&session->call, 0, sizeof(session->call));
@@ -216,7 +216,8 @@ struct value *cache_new_value(struct cache_session *session, uint32_t length)
 enum store_status cache_get(struct cache_session *session, uint32_t lease, bool fd)
 {
     session->call.wants_fd = fd;
-    session->call.room_size = lease > 0 ? 0 : CACHE_ROOM; /* who waits is handed the value itself */
+    session->call.room_size =
+        lease > 0 ? 0 : VALUE_COPY_MAX; /* who waits is handed the value itself */
     session->lease_seconds = lease;
     session->leased = false;
     return ask(session, STORE_GET, looked);

@@ -16,9 +16,6 @@
 
 struct cache;
 
-/* Copying a value of so many bytes costs less than counting its use and sending it by itself. */
-enum { CACHE_ROOM = 256 };
-
 /* Figures since the start, of one worker; the worker alone writes, anyone reads. */
 struct cache_counters {
     _Atomic uint64_t hits, misses, stored, exists;
@@ -49,7 +46,7 @@ void cache_free(struct cache *cache);
 /* room: where a GET that is answered at once may put the value (store_call.copied). It may be
  * shared by all sessions of a loop, and what is in it holds until the loop's next call. */
 void cache_session_start(struct cache_session *session, struct cache *cache, struct loop *loop,
-                         uint8_t room[CACHE_ROOM], void (*done)(struct cache_session *session));
+                         uint8_t room[VALUE_COPY_MAX], void (*done)(struct cache_session *session));
 
 /*
  * The client has left: what it held is passed on, what it waited for is given up. true: the session

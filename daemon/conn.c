@@ -132,7 +132,7 @@ static bool send_line(struct conn *conn, size_t length)
  */
 static void send_reply(struct conn *conn)
 {
-    char *room = output_room(&conn->out, LINE_MAX_BYTES + CACHE_ROOM + 1);
+    char *room = output_room(&conn->out, LINE_MAX_BYTES + VALUE_COPY_MAX + 1);
     size_t length =
         room != NULL ? line_format_reply(room, LINE_MAX_BYTES, &conn->exchange.reply) : 0;
     if (length > 0 && send_line(conn, length))

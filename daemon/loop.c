@@ -166,9 +166,9 @@ static void bar_polling(struct loop *loop, uint64_t now)
 }
 
 /* Others get the core between two looks. */
-static bool poll_until(struct loop *loop, uint64_t end)
+static bool poll_from(struct loop *loop, uint64_t now)
 {
-    for (uint64_t now = now_us(); now < end && loop->trust > 0;) {
+    for (uint64_t end = now + loop->busy_poll; now < end && loop->trust > 0;) {
         event_base_loop(loop->base, EVLOOP_NONBLOCK);
         if (loop->worked || atomic_load(&loop->stopping))
             return true;
@@ -187,7 +187,7 @@ static bool wait_and_work(struct loop *loop)
     uint64_t start = now_us();
     bool polled = loop->trust >= TRUST_MIN && start >= loop->barred;
     loop->worked = false;
-    if (polled && poll_until(loop, start + loop->busy_poll)) {
+    if (polled && poll_from(loop, start)) {
         judge(loop, true);
         return true;
     }

@@ -12,8 +12,6 @@ enum {
     OUTPUT_TEXT_FIRST = 1024,
     OUTPUT_PIECES_FIRST = 8,
     OUTPUT_IOVECS = 64,
-    /* A piece of its own costs the kernel more than copying these few bytes costs us. */
-    OUTPUT_COPY_MAX = 256,
     OUTPUT_WRITES = 8,    /* in a row, then others get a turn */
     OUTPUT_WIDE = 1 << 20 /* asked for; net.core.wmem_max may allow less */
 };
@@ -149,8 +147,8 @@ static bool refer_to_value(struct output *output, struct value *value)
 
 bool output_value(struct output *output, struct value *value)
 {
-    bool ok = value->length <= OUTPUT_COPY_MAX ? copy_value(output, value)
-                                               : refer_to_value(output, value);
+    bool ok =
+        value->length <= VALUE_COPY_MAX ? copy_value(output, value) : refer_to_value(output, value);
     value_unref(value);
     return ok;
 }

@@ -81,68 +81,62 @@ static void answer_large(struct exchange *exchange)
         answer_fd(exchange, fd, 0);
 }
 
-static enum router_next answer_get(struct exchange *exchange, enum store_status status)
+static void answer_get(struct exchange *exchange, enum store_status status)
 {
     struct store_call *call = &exchange->session.call;
     if (status != STORE_OK) {
         reply_kind(exchange, REPLY_MISS);
         exchange->reply.lease = exchange->session.leased;
-        return ROUTER_REPLY;
+        return;
     }
     if (call->copied) {
         answer_sized(exchange, REPLY_VALUE);
         exchange->bytes = call->room;
-        return ROUTER_REPLY;
+        return;
     }
     if (call->fd >= 0) {
         answer_sized(exchange, REPLY_FD);
         answer_fd(exchange, call->fd, call->offset);
         call->fd = -1;
-        return ROUTER_REPLY;
+        return;
     }
     answer_value(exchange, call->value);
     call->value = NULL;
     if (exchange->value->length >= FD_MIN)
         answer_large(exchange);
-    return ROUTER_REPLY;
 }
 
-static enum router_next answer_head(struct exchange *exchange, enum store_status status)
+static void answer_head(struct exchange *exchange, enum store_status status)
 {
     if (status == STORE_OK)
         answer_sized(exchange, REPLY_SIZE);
     else
         reply_kind(exchange, REPLY_MISS);
-    return ROUTER_REPLY;
 }
 
-static enum router_next answer_put(struct exchange *exchange, enum store_status status)
+static void answer_put(struct exchange *exchange, enum store_status status)
 {
     reply_kind(exchange, status == STORE_OK ? REPLY_STORED : REPLY_EXISTS);
-    return ROUTER_REPLY;
 }
 
-static enum router_next answer_delete(struct exchange *exchange, enum store_status status)
+static void answer_delete(struct exchange *exchange, enum store_status status)
 {
     reply_kind(exchange, status == STORE_OK ? REPLY_DELETED : REPLY_MISS);
-    return ROUTER_REPLY;
 }
 
-static enum router_next answer_clear(struct exchange *exchange, enum store_status status)
+static void answer_clear(struct exchange *exchange, enum store_status status)
 {
     (void)status;
     reply_kind(exchange, REPLY_OK);
     exchange->reply.has_entries = true;
     exchange->reply.entries = exchange->session.call.entries;
-    return ROUTER_REPLY;
 }
 
-static enum router_next answer_persist(struct exchange *exchange, enum store_status status)
+static void answer_persist(struct exchange *exchange, enum store_status status)
 {
     (void)status;
     reply_kind(exchange, REPLY_OK);
     exchange->reply.is_volatile = !exchange->session.call.durable;
-    return ROUTER_REPLY;
 }
 
 static void answer_text(struct exchange *exchange, const char *text, size_t length)
@@ -156,7 +150,7 @@ static void answer_text(struct exchange *exchange, const char *text, size_t leng
     answer_value(exchange, value);
 }
 
-static enum router_next answer_inspect(struct exchange *exchange, enum store_status status)
+static void answer_inspect(struct exchange *exchange, enum store_status status)
 {
     const struct store_call *call = &exchange->session.call;
     const struct store_ops *backend = cache_backend(exchange->router->cache);
@@ -174,30 +168,32 @@ static enum router_next answer_inspect(struct exchange *exchange, enum store_sta
                  (unsigned long long)sum.exists,
                  (long long)((clock_now() - exchange->router->started) / 1000), LIARA_VERSION);
     answer_text(exchange, text, (size_t)length);
-    return ROUTER_REPLY;
 }
 
-static enum router_next answer(struct exchange *exchange, enum store_status status)
+static void answer(struct exchange *exchange, enum store_status status)
 {
-    if (status != STORE_FAILED)
-        return exchange->answer(exchange, status);
-    answer_failed(exchange);
-    return ROUTER_REPLY;
+    if (status == STORE_FAILED)
+        answer_failed(exchange);
+    else
+        exchange->answer(exchange, status);
 }
 
 static void session_done(struct cache_session *session)
 {
     struct exchange *exchange = container_of(session, struct exchange, session);
-    if (answer(exchange, session->call.status) == ROUTER_REPLY)
-        exchange->done(exchange);
+    answer(exchange, session->call.status);
+    exchange->done(exchange);
 }
 
 /* What the cache's call returned becomes the answer, now or when session_done() brings it. */
 static enum router_next await(struct exchange *exchange, enum store_status status,
-                              enum router_next (*how)(struct exchange *, enum store_status))
+                              void (*how)(struct exchange *, enum store_status))
 {
     exchange->answer = how;
-    return status == STORE_PENDING ? ROUTER_PENDING : answer(exchange, status);
+    if (status == STORE_PENDING)
+        return ROUTER_PENDING;
+    answer(exchange, status);
+    return ROUTER_REPLY;
 }
 
 static bool join_key(struct exchange *exchange, const struct request *request)
@@ -287,7 +283,7 @@ static void fetched(struct fetch *fetch)
 {
     struct exchange *exchange = container_of(fetch, struct exchange, fetch);
     enum router_next next = ROUTER_REPLY;
-    exchange->on_pool = false;
+    exchange->fetching = false;
     if (fetch->error == 0)
         next = router_body(exchange);
     else
@@ -311,7 +307,7 @@ static enum router_next start_put_fd(struct exchange *exchange, const struct req
     enum router_next next = start_put(exchange, request);
     if (next != ROUTER_BODY)
         return next;
-    exchange->on_pool = true;
+    exchange->fetching = true;
     fetch_start(&exchange->fetch, exchange->router->files, exchange->session.call.loop, *fd,
                 exchange->value, fetched);
     *fd = -1;
@@ -383,10 +379,10 @@ enum router_next router_start(struct exchange *exchange, const struct request *r
 }
 
 void exchange_start(struct exchange *exchange, const struct router *router, struct loop *loop,
-                    uint8_t room[CACHE_ROOM], void (*done)(struct exchange *exchange))
+                    uint8_t room[VALUE_COPY_MAX], void (*done)(struct exchange *exchange))
 {
     exchange->router = router;
-    exchange->on_pool = false;
+    exchange->fetching = false;
     exchange->value = NULL;
     exchange->bytes = NULL;
     exchange->fd = -1;
@@ -411,7 +407,7 @@ static void drop_answer(struct exchange *exchange)
 
 bool exchange_end(struct exchange *exchange)
 {
-    bool ended = cache_session_end(&exchange->session) && !exchange->on_pool;
+    bool ended = cache_session_end(&exchange->session) && !exchange->fetching;
     if (ended)
         drop_answer(exchange);
     return ended;

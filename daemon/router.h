@@ -30,7 +30,7 @@ struct exchange {
     const struct router *router;
     struct cache_session session;
     struct fetch fetch;
-    bool on_pool; /* it is under way */
+    bool fetching; /* it is under way */
     bool overwrite;
     struct reply reply;
     /* ROUTER_BODY: to be filled; with a reply: its bytes. The caller's reference. */
@@ -38,13 +38,13 @@ struct exchange {
     /* With a reply: its bytes, where they are no value; they hold until the loop's next request. */
     const uint8_t *bytes;
     int fd; /* with REPLY_FD: value's own, or where value is NULL the caller's to close; else -1 */
-    enum router_next (*answer)(struct exchange *exchange, enum store_status status);
+    void (*answer)(struct exchange *exchange, enum store_status status);
     void (*done)(struct exchange *exchange);
 };
 
 /* room: as of cache_session_start(). */
 void exchange_start(struct exchange *exchange, const struct router *router, struct loop *loop,
-                    uint8_t room[CACHE_ROOM], void (*done)(struct exchange *exchange));
+                    uint8_t room[VALUE_COPY_MAX], void (*done)(struct exchange *exchange));
 
 /*
  * Starts the request. *fd is the descriptor that came with it, or -1; it is taken, and -1 put

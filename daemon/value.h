@@ -18,8 +18,13 @@
 /* One less than fits a length: behind the bytes stands an LF. */
 #define VALUE_LENGTH_MAX (UINT32_MAX - 1)
 
-/* So many have a descriptor at most; see value_share(). */
-enum { VALUE_SHARED_MAX = 4096 };
+enum {
+    /* So many have a descriptor at most; see value_share(). */
+    VALUE_SHARED_MAX = 4096,
+    /* Bytes of a value up to which copying them costs less than counting a reference and sending
+     * them as a piece of its own. */
+    VALUE_COPY_MAX = 256
+};
 
 struct value {
     atomic_uint references;

@@ -30,7 +30,7 @@ struct worker {
     bool started;
     struct conn *conns;
     char *spare; /* the buffer given back last */
-    uint8_t room[CACHE_ROOM];
+    uint8_t room[VALUE_COPY_MAX];
     pthread_t thread;
 };
 

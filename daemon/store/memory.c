@@ -33,11 +33,11 @@ struct shard {
 
 struct memory {
     struct store store;
-    /* What changes with every PUT, apart from what only its last line is read for by every GET. */
+    /* What changes with every PUT, apart from what every GET reads. */
     _Atomic uint64_t size __attribute__((aligned(64))); /* of all residents, by value_cost() */
     _Atomic uint64_t entries;
     _Atomic uint64_t cursor; /* where the next search for victims begins */
-    /* Counts insertions: the time in which uses are told apart. */
+    /* Counts insertions, the time in which uses are told apart; every GET reads it. */
     _Atomic uint64_t clock __attribute__((aligned(64)));
     struct shard shards[SHARDS];
 };
