@@ -29,8 +29,9 @@ struct pool_hooks {
     void (*begin)(void *arg);
     void (*end)(void *arg, struct pool_task *batch);
     unsigned batch; /* 0 or 1: no batches */
-    /* Once nothing waits: a small step of upkeep. Returns the milliseconds until it wants to be
-     * called again if nothing comes in between; 0: at once; negative: not before the next task. */
+    /* Once nothing waits, or 100 ms after it was due: a small step of upkeep. Returns the
+     * milliseconds until it wants to be called again, whatever comes in between; 0: at once;
+     * negative: not before the next task, and then behind it. */
     int (*idle)(void *arg);
 };
 
