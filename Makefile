@@ -26,7 +26,7 @@ tsan := -fsanitize=thread
 gcov := --coverage -fprofile-update=atomic
 
 PROTO  := $(wildcard proto/*.c)
-DAEMON := $(wildcard daemon/*.c daemon/store/*.c)
+DAEMON := $(wildcard daemon/*.c daemon/store/*.c daemon/store/*/*.c)
 CLIENT := $(wildcard client/*.c)
 CLI    := $(wildcard client/cli/*.c)
 UNITS  := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/test_*.c))
