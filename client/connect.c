@@ -1,5 +1,6 @@
 #include "connect.h"
 
+#include "descriptor.h"
 #include "handle.h"
 
 #include <errno.h>
@@ -73,7 +74,7 @@ static enum liara_cache_status connect_path(struct liara_cache *cache, const cha
                            path, sizeof(address.sun_path) - 1);
     strcpy(address.sun_path, path);
     strcpy(cache->path, path);
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int fd = descriptor_move(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
     if (fd < 0)
         return handle_fail(cache, LIARA_CACHE_LOCAL, "no socket to be had: %m");
     if (connect_until(fd, &address, cache->timeout) == 0) {

@@ -1,5 +1,7 @@
 #include "file.h"
 
+#include "descriptor.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/magic.h>
@@ -139,7 +141,7 @@ static ssize_t send_spliced(int from, off_t *offset, size_t length, int to)
     struct stat file;
     int ends[2];
     errno = EOPNOTSUPP;
-    if (fstat(to, &file) != 0 || !S_ISREG(file.st_mode) || pipe2(ends, O_CLOEXEC) != 0)
+    if (fstat(to, &file) != 0 || !S_ISREG(file.st_mode) || !descriptor_pipe(ends))
         return -1;
     fcntl(ends[1], F_SETPIPE_SZ, PIPE_BYTES);
     ssize_t sent = 0, got = 1, filled = 1; /* in all; of the last piece: to the file, the pipe */
@@ -228,7 +230,7 @@ int file_unnamed(void)
     if (!folder || !folder[0])
         folder = "/tmp";
     int fd = open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-    return fd >= 0 ? fd : memfd_create("liara-cache", MFD_CLOEXEC);
+    return descriptor_move(fd >= 0 ? fd : memfd_create("liara-cache", MFD_CLOEXEC));
 }
 
 int64_t file_copy(int from, int to)

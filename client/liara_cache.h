@@ -8,7 +8,7 @@
  *
  * The library never prints, never exits, never raises SIGPIPE (not for the caller's descriptors
  * either), installs no signal handlers and keeps no state outside of its handles. All descriptors
- * it makes are close-on-exec.
+ * it makes are close-on-exec, and none is 0, 1 or 2, also where the process runs without those.
  *
  * Where the connection is lost, times out or turns out of step, it is closed, so that a late reply
  * can never answer another request. The next call connects again by itself and sets the prefix

@@ -1,5 +1,6 @@
 /* What gives a value as it lies, without a copy: mapped, or as an open file. */
 #include "ask.h"
+#include "descriptor.h"
 #include "get.h"
 #include "receive.h"
 
@@ -56,7 +57,7 @@ void liara_cache_unmap(struct liara_cache_mapping *mapping)
 /* A file in memory that nobody can change any more, as the daemon makes them of larger values. */
 static enum liara_cache_status spool(struct liara_cache *cache, const struct hit *hit, int *out)
 {
-    int fd = memfd_create("liara-cache-value", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    int fd = descriptor_move(memfd_create("liara-cache-value", MFD_CLOEXEC | MFD_ALLOW_SEALING));
     if (fd < 0) {
         wire_drop(&cache->wire);
         return handle_fail(cache, LIARA_CACHE_LOCAL, "no file for the value: %m");

@@ -1,6 +1,7 @@
 #include "wire.h"
 
 #include "../proto/line.h"
+#include "descriptor.h"
 #include "handle.h"
 
 #include <errno.h>
@@ -302,10 +303,12 @@ static void keep_passed(struct wire *wire, struct msghdr *message)
         for (size_t i = 0; i < count; i++) {
             int fd;
             memcpy(&fd, CMSG_DATA(header) + i * sizeof(int), sizeof(int));
-            if (wire->passed < 0)
-                wire->passed = fd;
-            else
+            if (wire->passed >= 0) {
                 close(fd);
+                continue;
+            }
+            wire->passed = descriptor_move(fd);
+            wire->unpassed = wire->passed < 0;
         }
     }
     if ((message->msg_flags & MSG_CTRUNC) && wire->passed < 0)

@@ -9,11 +9,13 @@
 
 #include <errno.h>
 #include <event2/event.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 enum {
     EXIT_USAGE = 2,
@@ -260,11 +262,28 @@ static int run(struct daemon *daemon)
     return started ? EXIT_SUCCESS : EXIT_FAILURE;
 }
 
+/*
+ * A socket or a store's file must not take the place of a stream that was closed at the start: log
+ * lines would be written into it.
+ */
+static bool open_closed_streams(void)
+{
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd)
+            return false;
+    }
+    return true;
+}
+
 int main(int argc, char **argv)
 {
     enum config_action action = CONFIG_RUN;
     struct daemon daemon = {.argc = argc, .argv = argv};
     int status = EXIT_SUCCESS;
+    if (!open_closed_streams()) {
+        log_error("can't open /dev/null in place of a closed standard stream: %m");
+        return EXIT_FAILURE;
+    }
     daemon.config = config_load(argc, argv, &action, stderr);
     if (action == CONFIG_HELP)
         config_help(stdout);

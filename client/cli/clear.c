@@ -6,6 +6,8 @@
 int command_clear(struct cli *cli)
 {
     uint64_t entries;
+    if (!can_print(cli))
+        return RESULT_LOCAL;
     enum liara_cache_status status = liara_cache_clear(cli->cache, &entries);
     if (status != LIARA_CACHE_OK)
         return report(cli, status);

@@ -4,6 +4,7 @@
 
 #include "../liara_cache.h"
 #include "progress.h"
+#include "streams.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -32,6 +33,7 @@ struct arguments {
 
 /* What a command works with. */
 struct cli {
+    struct streams streams;
     struct arguments arguments;
     struct liara_cache *cache; /* NULL: there is no daemon, only where command.alone */
     struct progress progress;
@@ -65,6 +67,9 @@ void complain(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* The result for what the library returned; an error is complained about. */
 int report(struct cli *cli, enum liara_cache_status status);
+
+/* Whether standard output can be printed to; if it is closed, that is complained about. */
+bool can_print(const struct cli *cli);
 
 /* Ends what was printed: RESULT_LOCAL with a complaint where it could not all be written. */
 int finish_output(void);

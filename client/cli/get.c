@@ -25,6 +25,8 @@ int command_get(struct cli *cli)
     liara_cache_set_descriptors(cli->cache, !cli->arguments.no_descriptor);
     if (cli->arguments.output && strcmp(cli->arguments.output, "-") != 0)
         return get_to_file(cli, key, cli->arguments.output);
+    if (!can_print(cli))
+        return RESULT_LOCAL;
     if (isatty(STDOUT_FILENO))
         liara_cache_set_progress(cli->cache, NULL, NULL);
     return report(cli, liara_cache_get_fd(cli->cache, key, strlen(key), STDOUT_FILENO, 0, &value));

@@ -56,6 +56,8 @@ static void print_json(const char *text)
 int command_inspect(struct cli *cli)
 {
     struct liara_cache_info info;
+    if (!can_print(cli))
+        return RESULT_LOCAL;
     enum liara_cache_status status = liara_cache_inspect(cli->cache, &info);
     if (status != LIARA_CACHE_OK)
         return report(cli, status);

@@ -64,6 +64,11 @@ int report(struct cli *cli, enum liara_cache_status status)
     return result_of(status);
 }
 
+bool can_print(const struct cli *cli)
+{
+    return streams_need(&cli->streams, STDOUT_FILENO);
+}
+
 int finish_output(void)
 {
     if (fflush(stdout) == 0 && !ferror(stdout))
@@ -120,10 +125,16 @@ int main(int argc, char **argv)
 {
     struct cli cli = {.cache = NULL};
     const struct command *command;
+    if (!streams_occupy(&cli.streams)) {
+        complain("can't occupy a closed standard stream: %s", strerror(errno));
+        return RESULT_LOCAL;
+    }
     if (!options_read(argc, argv, &cli.arguments, &command))
         return RESULT_USAGE;
     if (command)
         return call(&cli, command);
+    if (!can_print(&cli))
+        return RESULT_LOCAL;
     if (cli.arguments.help)
         options_help(stdout);
     else

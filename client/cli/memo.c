@@ -95,6 +95,8 @@ int command_memo(struct cli *cli)
         complain("right would be: memo KEY [--ttl SECONDS] [--lease SECONDS] -- COMMAND...");
         return RESULT_USAGE;
     }
+    if (!can_print(cli))
+        return RESULT_LOCAL;
     int spool = cli->cache ? open_spool() : -1;
     if (spool < 0) {
         say(cli, "there is no daemon or no temporary file");

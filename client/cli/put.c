@@ -15,6 +15,8 @@ int command_put(struct cli *cli)
     int fd = STDIN_FILENO;
     if (strcmp(path, "-") != 0)
         fd = open(path, O_RDONLY | O_CLOEXEC);
+    else if (!streams_need(&cli->streams, STDIN_FILENO))
+        return RESULT_LOCAL;
     if (fd < 0) {
         complain("can't read %s: %s", path, strerror(errno));
         return RESULT_LOCAL;

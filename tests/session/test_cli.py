@@ -1,20 +1,49 @@
 """liara-cache-cli: its commands and exit statuses, on every backend."""
 
+import contextlib
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
+import threading
 import time
 import unittest
 from pathlib import Path
 
-from harness import BACKENDS, CLI, FAULTY, SessionTest, in_threads, until
+from harness import BACKENDS, CLI, FAULTY, WAIT, SessionTest, in_threads, until
 
 DONE, MISS, USAGE, UNREACHABLE, ERROR, LOCAL = 0, 1, 2, 3, 4, 5
 
 
 class CliTest(SessionTest):
+    @contextlib.contextmanager
+    def played(self, script):
+        """A daemon that is played: script(connection) for the first connection, in a thread."""
+        path = self._fresh("played") / "socket"
+        errors = []
+
+        def serve():
+            try:
+                with listener.accept()[0] as connection:
+                    connection.settimeout(WAIT)
+                    script(connection)
+            except OSError as error:
+                errors.append(error)
+
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.settimeout(WAIT)
+            listener.bind(str(path))
+            listener.listen(8)
+            thread = threading.Thread(target=serve)
+            thread.start()
+            try:
+                yield path
+            finally:
+                thread.join(WAIT * 2)
+        self.assertEqual(errors, [])
+
     def cli(self, *arguments, data=None, socket=None, **environment):
         """Runs it; its status, what it printed, and what it complained of."""
         path = socket or self.served.socket
@@ -218,6 +247,104 @@ class Failures(CliTest):
         self.assertEqual(done.returncode, LOCAL)
         target = self.folder / "no such folder" / "file"
         self.expect(LOCAL, "get", "key", "-o", str(target))
+
+
+class ClosedStreams(CliTest):
+    """Standard streams that are closed when the program starts."""
+
+    def setUp(self):
+        super().setUp()
+        self.served = self.daemon("memory")
+        self.expect(DONE, "put", "kept", data=b"value")
+
+    def without(self, streams, *arguments, path=None):
+        """Runs it with these descriptors closed; its status, and what it printed or complained of."""
+        closing = " ".join(f"{fd}>&-" for fd in streams)
+        done = subprocess.run(["sh", "-c", f'exec "$@" {closing}', "sh", CLI, "-s",
+                               path or self.served.socket, *arguments], input=b"input",
+                              capture_output=True, timeout=60, check=False)
+        return done.returncode, done.stdout, done.stderr.decode()
+
+    def is_kept(self):
+        self.expect(DONE, "get", "kept", output=b"value")
+
+    def test_a_value_is_no_request(self):
+        self.expect(DONE, "put", "key", data=b"CLEAR\n")
+        for option in ((), ("-o", "-"), ("--no-descriptor",)):
+            status, _, complaint = self.without([1], "get", "key", *option)
+            self.assertEqual(status, LOCAL)
+            self.assertIn("standard output", complaint)
+            self.is_kept()
+
+    def test_what_prints_needs_an_output(self):
+        for command in (("head", "kept"), ("clear",), ("inspect",), ("inspect", "--json"),
+                        ("persist",), ("ping",), ("--help",), ("--version",),
+                        ("memo", "kept", "--", "true"),
+                        ("memo", "new", "--", "touch", str(self.folder / "ran"))):
+            status, _, complaint = self.without([1], *command)
+            self.assertEqual(status, LOCAL, command)
+            self.assertIn("standard output is closed", complaint)
+        self.assertFalse((self.folder / "ran").exists())
+        self.is_kept()
+
+    def test_put_needs_an_input(self):
+        for command in (("put", "key"), ("put", "key", "-"), ("put", "key", "/dev/stdin")):
+            status, _, complaint = self.without([0], *command)
+            self.assertEqual(status, LOCAL, command)
+            self.assertIn("stdin" if "/dev/stdin" in command else "standard input is closed",
+                          complaint)
+            self.expect(MISS, "get", "key")
+
+    def test_files_need_no_stream(self):
+        data = random.Random(1).randbytes(1_000_000)
+        for size in (5, len(data)):
+            source, target = self.folder / "source", self.folder / "target"
+            source.write_bytes(data[:size])
+            key = f"key-{size}"
+            self.assertEqual(self.without([0, 1, 2], "put", key, str(source))[0], DONE)
+            self.assertEqual(self.without([0, 1, 2], "put", key, str(source))[0], MISS)
+            for option in ((), ("--no-descriptor",)):
+                code, _, _ = self.without([0, 1, 2], "get", key, "-o", str(target), *option)
+                self.assertEqual(code, DONE)
+                self.assertEqual(target.read_bytes(), data[:size])
+                target.unlink()
+            self.assertEqual(self.without([0, 1, 2], "delete", key)[0], DONE)
+        self.is_kept()
+
+    def test_a_complaint_goes_to_nobody(self):
+        """Neither into the connection nor into a file: a daemon that is played hears all."""
+        target = self.folder / "target"
+        for streams, command in (([2], ("get", "key")), ([0, 2], ("get", "key", "-o", str(target))),
+                                 ([1, 2], ("get", "key", "-o", str(target)))):
+            heard = []
+
+            def refuse(connection):
+                heard.append(connection.recv(1000))
+                connection.sendall(b"ERROR internal told so\n")
+                while heard[-1]:
+                    heard.append(connection.recv(1000))
+
+            with self.played(refuse) as path:
+                self.assertEqual(self.without(streams, *command, path=path)[0], ERROR)
+            self.assertEqual(heard, [b"GET key fd\n", b""])
+            self.assertFalse(target.exists())
+
+    def test_memo_gives_its_command_none_of_its_own(self):
+        script = "ls -l /proc/self/fd/ >&9 2>&1"
+        listing = self.folder / "listing"
+        for streams in ([], [0], [2], [0, 2]):
+            code, printed, _ = self.without(streams, "memo", f"key{streams}", "--", "sh", "-c",
+                                            f"exec 9>{listing}; {script}; echo output")
+            self.assertEqual((code, printed), (0, b"output\n"))
+            self.expect(DONE, "get", f"key{streams}", output=b"output\n")
+            for own in ("socket:", "anon_inode", "memfd", "deleted"):
+                self.assertNotIn(own, listing.read_text())
+
+    def test_memo_does_not_store_what_needs_the_input(self):
+        self.assertEqual(self.without([], "memo", "open", "--", "cat")[:2], (0, b"input"))
+        for command in (("cat",), ("cat", "/dev/stdin")):
+            self.assertNotEqual(self.without([0], "memo", "closed", "--", *command)[0], 0)
+            self.expect(MISS, "get", "closed")
 
 
 if __name__ == "__main__":

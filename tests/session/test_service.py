@@ -106,6 +106,32 @@ class Owners(SessionTest):
         winner.stop()
 
 
+class Streams(SessionTest):
+    @staticmethod
+    def listens(daemon):
+        try:
+            with daemon.client() as client:
+                return client.ask("PING") == "OK"
+        except OSError:
+            return False
+
+    def test_closed_ones_are_taken_by_nothing_else(self):
+        """Whatever is written to them must not reach a client or a store's file."""
+        for backend in BACKENDS:
+            with self.subTest(backend):
+                daemon = self.prepared(backend, before=lambda: os.closerange(0, 3))
+                if backend == "redis":
+                    daemon.options["redis_socket"] = self.redis().socket
+                daemon.launch()
+                self.adopt(daemon)
+                until(lambda d=daemon: self.listens(d), "the daemon listens")
+                with daemon.client() as client:
+                    daemon.signal(signal.SIGHUP)
+                    self.assertRegex(client.put("key", "value"), "STORED|ERROR unavailable")
+                    links = [os.readlink(f"/proc/{daemon.pid}/fd/{fd}") for fd in range(3)]
+                self.assertEqual(links, ["/dev/null"] * 3)
+
+
 class Signals(SessionTest):
     def test_an_end_by_signal_is_clean(self):
         for number in (signal.SIGTERM, signal.SIGINT):

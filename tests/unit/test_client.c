@@ -63,11 +63,21 @@ static void hang_up(struct fake *f)
     f->client = -1;
 }
 
+/* The daemon's descriptors are not to be taken for the library's where 0 to 2 are closed. */
+static int above_standard(int fd)
+{
+    if (fd < 0 || fd > STDERR_FILENO)
+        return fd;
+    int moved = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+    close(fd);
+    return moved;
+}
+
 static void accept_client(struct fake *f)
 {
     hang_up(f);
     if (can(f, f->listener, POLLIN))
-        f->client = accept4(f->listener, NULL, NULL, SOCK_CLOEXEC);
+        f->client = above_standard(accept4(f->listener, NULL, NULL, SOCK_CLOEXEC));
 }
 
 static void say_bytes(struct fake *f, const void *bytes, size_t length)
@@ -135,7 +145,7 @@ static int hear_with_descriptor(struct fake *f, const char *expected)
         memcpy(&fd, CMSG_DATA(header), sizeof(fd));
     else
         fault(f, "no descriptor came with the line");
-    return fd;
+    return above_standard(fd);
 }
 
 static void hear_end(struct fake *f)
@@ -1164,6 +1174,83 @@ START_TEST(descriptors_are_neither_leaked_nor_inherited)
 }
 END_TEST
 
+static void check_standard(struct fake *f, const char *when)
+{
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+        if (fcntl(fd, F_GETFD) >= 0)
+            fault(f, "the library uses descriptor %d %s", fd, when);
+    }
+}
+
+enum { PIPE_VALUE = 64 * 1024 /* as much as is read from a pipe before it is spooled */ };
+
+static void say_with(struct fake *f, const char *text, int first, int second);
+
+static void serve_without_standard(struct fake *f)
+{
+    accept_client(f);
+    hear(f, "PING\n");
+    check_standard(f, "for the connection");
+    say(f, "OK\n");
+    int spool = hear_with_descriptor(f, "PUT pipe 65536 fd\n");
+    check_standard(f, "for what came out of a pipe");
+    say(f, "STORED\n");
+    hear(f, "GET passed fd\n");
+    say_with(f, "FD 5 offset=0\n", spool, -1);
+    close(spool);
+    hear(f, "GET sent fd\n");
+    say(f, "VALUE 5\nhello\n");
+}
+
+static void close_standard(int saved[3])
+{
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+        saved[fd] = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+        ck_assert_int_ge(saved[fd], 0);
+    }
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+        close(fd);
+}
+
+static void restore_standard(const int saved[3])
+{
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+        dup2(saved[fd], fd);
+        close(saved[fd]);
+    }
+}
+
+START_TEST(closed_standard_descriptors_are_left_alone)
+{
+    static char bytes[PIPE_VALUE];
+    int saved[3], ends[2];
+    struct liara_cache_file passed, sent;
+    ck_assert_int_eq(pipe2(ends, O_CLOEXEC), 0);
+    ck_assert_int_eq(write(ends[1], bytes, sizeof(bytes)), PIPE_VALUE);
+    close(ends[1]);
+    close_standard(saved);
+    play(serve_without_standard);
+    liara_cache_set_timeout(cache, FAKE_WAIT);
+    enum liara_cache_status statuses[] = {
+        liara_cache_ping(cache),
+        liara_cache_put_fd(cache, "pipe", 4, ends[0], -1, NULL),
+        liara_cache_open_value(cache, "passed", 6, &passed),
+        liara_cache_open_value(cache, "sent", 4, &sent),
+    };
+    pthread_join(fake.thread, NULL);
+    check_standard(&fake, "afterwards");
+    restore_standard(saved);
+    ck_assert_msg(fake.fault[0] == '\0', "%s", fake.fault);
+    for (size_t i = 0; i < sizeof(statuses) / sizeof(statuses[0]); i++)
+        ck_assert_int_eq(statuses[i], LIARA_CACHE_OK);
+    ck_assert_int_gt(passed.fd, STDERR_FILENO);
+    ck_assert_int_gt(sent.fd, STDERR_FILENO);
+    close(passed.fd);
+    close(sent.fd);
+    close(ends[0]);
+}
+END_TEST
+
 static void pong(struct fake *f)
 {
     accept_client(f);
@@ -2128,6 +2215,7 @@ static TCase *connections(void)
     tcase_add_test(tests, nothing_is_done_under_another_prefix);
     tcase_add_test(tests, mistakes_are_told_and_nothing_is_sent);
     tcase_add_test(tests, descriptors_are_neither_leaked_nor_inherited);
+    tcase_add_test(tests, closed_standard_descriptors_are_left_alone);
     tcase_add_test(tests, open_finds_the_socket_in_the_environment);
     tcase_add_loop_test(tests, open_trusts_only_the_users_own_folder, 0,
                         sizeof(folders) / sizeof(folders[0]));
