@@ -25,7 +25,9 @@ enum liara_cache_status ask_key(struct liara_cache *cache, struct request *reque
                                 size_t key_length);
 
 /*
- * Sends the request and takes the reply's line. OK: *reply is it, and is no ERROR; of REPLY_VALUE
+ * Sends the request and takes the reply's line. What may take long (a GET with a lease, PERSIST,
+ * CLEAR) is sent behind a PING: its answer tells a daemon that hangs from one that is at work, and
+ * is taken here. OK: *reply is it, and is no ERROR; of REPLY_VALUE
  * the bytes are still to be taken, by wire_take() or wire_peek() to the last, wire_end_value() and
  * ask_end(); of REPLY_FD the descriptor, by wire_take_descriptor() and ask_end(). value is NULL for
  * all but PUT. A GET that asks for a descriptor and loses the connection is repeated without
@@ -41,12 +43,12 @@ unsigned ask_limit(const struct liara_cache *cache, uint64_t length);
 void ask_end(struct liara_cache *cache);
 
 /*
- * For who exchanges more than one request at once: connects where there is no connection, with the
- * prefix set; *fresh: there was none. And after wire_reply() has failed with status: whether the
+ * For who exchanges more than one request at once, after wire_call(): connects where there is no
+ * connection, with the prefix set. And after wire_reply() has failed with status: whether the
  * connection had been idle and was closed before an answer began, so that all may be sent again.
  */
-enum liara_cache_status ask_connect(struct liara_cache *cache, bool *fresh);
-bool ask_again(const struct liara_cache *cache, bool fresh, enum liara_cache_status status);
+enum liara_cache_status ask_connect(struct liara_cache *cache);
+bool ask_again(const struct liara_cache *cache, enum liara_cache_status status);
 
 /* The reply is not one that belongs to the request: closes the connection. */
 enum liara_cache_status ask_unexpected(struct liara_cache *cache);

@@ -50,19 +50,35 @@ static size_t default_places(char places[PLACES][WIRE_PATH_MAX])
     return count;
 }
 
-/* connect() waits where the daemon's backlog is full, for SO_SNDTIMEO at most: EAGAIN then. */
-static int connect_until(int fd, const struct sockaddr_un *address, unsigned milliseconds)
+/* For connect() and 0 for ever, which is why at least 1 millisecond is left. */
+static struct timeval time_left(const struct liara_cache *cache)
 {
-    struct timeval limit = {.tv_sec = milliseconds / 1000,
-                            .tv_usec = (suseconds_t)(milliseconds % 1000) * 1000};
-    int64_t begun = wire_now();
-    int result = setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
-    if (result != 0)
-        return result;
-    do
+    struct timeval left = {0, 0};
+    if (cache->timeout == 0)
+        return left;
+    int64_t milliseconds = cache->wire.called + cache->timeout - wire_now();
+    if (milliseconds < 1)
+        milliseconds = 1;
+    left.tv_sec = milliseconds / 1000;
+    left.tv_usec = milliseconds % 1000 * 1000;
+    return left;
+}
+
+/*
+ * connect() waits where the daemon's backlog is full, for SO_SNDTIMEO at most: EAGAIN then. A
+ * signal interrupts it, and it goes on for what is left.
+ */
+static int connect_in_time(const struct liara_cache *cache, int fd,
+                           const struct sockaddr_un *address)
+{
+    int result;
+    do {
+        struct timeval left = time_left(cache);
+        if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &left, sizeof(left)) != 0)
+            return -1;
         result = connect(fd, (const struct sockaddr *)address, sizeof(*address));
-    while (result != 0 && errno == EINTR &&
-           (milliseconds == 0 || wire_now() - begun < milliseconds));
+    } while (result != 0 && errno == EINTR &&
+             (cache->timeout == 0 || wire_now() < cache->wire.called + cache->timeout));
     return result;
 }
 
@@ -77,7 +93,7 @@ static enum liara_cache_status connect_path(struct liara_cache *cache, const cha
     int fd = descriptor_move(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
     if (fd < 0)
         return handle_fail(cache, LIARA_CACHE_LOCAL, "no socket to be had: %m");
-    if (connect_until(fd, &address, cache->timeout) == 0) {
+    if (connect_in_time(cache, fd, &address) == 0) {
         wire_attach(&cache->wire, fd, cache->timeout);
         return LIARA_CACHE_OK;
     }

@@ -6,7 +6,8 @@
 
 /*
  * Connects cache->wire to cache->socket or, where that is NULL, to the first of the default places
- * where somebody answers; sets cache->path. At most cache->timeout milliseconds for each.
+ * where somebody answers; sets cache->path. Takes what is left of cache->timeout milliseconds since
+ * wire_call() for all of them.
  */
 enum liara_cache_status connect_socket(struct liara_cache *cache);
 

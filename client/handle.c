@@ -1,7 +1,5 @@
 #include "handle.h"
 
-#include "connect.h"
-
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -60,7 +58,7 @@ static unsigned default_busy_poll(void)
     return budget < LIARA_CACHE_BUSY_POLL_MAX ? (unsigned)budget : LIARA_CACHE_BUSY_POLL_MAX;
 }
 
-enum liara_cache_status liara_cache_open(struct liara_cache **out, const char *socket)
+enum liara_cache_status liara_cache_new(struct liara_cache **out, const char *socket)
 {
     struct liara_cache *cache = calloc(1, sizeof(*cache));
     *out = cache;
@@ -80,7 +78,13 @@ enum liara_cache_status liara_cache_open(struct liara_cache **out, const char *s
             return LIARA_CACHE_LOCAL;
         }
     }
-    return connect_socket(cache);
+    return LIARA_CACHE_OK;
+}
+
+enum liara_cache_status liara_cache_open(struct liara_cache **out, const char *socket)
+{
+    enum liara_cache_status status = liara_cache_new(out, socket);
+    return status == LIARA_CACHE_OK ? liara_cache_connect(*out) : status;
 }
 
 void liara_cache_close(struct liara_cache *cache)

@@ -10,6 +10,11 @@
  * either), installs no signal handlers and keeps no state outside of its handles. All descriptors
  * it makes are close-on-exec, and none is 0, 1 or 2, also where the process runs without those.
  *
+ * A daemon that hangs (it is stopped, or its machine is) holds up no call for longer than the
+ * time-out. What may take long for good reasons, a get with a lease, persist and clear, is sent
+ * behind a PING: if the daemon does not answer that within the time-out the call fails with
+ * LIARA_CACHE_TIMED_OUT, and only then is the long time-out waited for.
+ *
  * Where the connection is lost, times out or turns out of step, it is closed, so that a late reply
  * can never answer another request. The next call connects again by itself and sets the prefix
  * again. Leases end with the connection that asked for them.
@@ -142,6 +147,16 @@ struct liara_cache_put_item {
 typedef void liara_cache_progress(void *arg, uint64_t done, uint64_t total);
 
 /*
+ * Makes a handle without connecting it: the first call does, for as long as its time-out allows.
+ * socket and *cache are as in liara_cache_open(). LOCAL: memory is short, and *cache is NULL.
+ */
+LIARA_CACHE_API enum liara_cache_status liara_cache_new(struct liara_cache **cache,
+                                                        const char *socket);
+
+/* Connects the handle, and sets the prefix, where there is no connection. OK: there is one. */
+LIARA_CACHE_API enum liara_cache_status liara_cache_connect(struct liara_cache *cache);
+
+/*
  * Makes a handle and connects it. socket is the socket's path; where it is NULL, the first of these
  * that there is: LIARA_CACHE_SOCKET from the environment; $XDG_RUNTIME_DIR/liara-cached/socket;
  * /tmp/liara-cached-UID/socket; /run/liara-cached/socket. Of the last three the next is tried where
@@ -161,12 +176,16 @@ LIARA_CACHE_API void liara_cache_close(struct liara_cache *cache);
 LIARA_CACHE_API void liara_cache_disconnect(struct liara_cache *cache);
 
 /*
- * How long a call may wait, in milliseconds, 0 for ever: to connect, then for its reply. It counts
- * anew with every 64 KiB that pass, and a put has a second more for each 8 MiB of its value.
+ * How long a call may wait, in milliseconds, 0 for ever: to connect and for its reply, together. It
+ * counts anew with every 64 KiB that pass, and a put has a second more for each 8 MiB of its value.
  */
 LIARA_CACHE_API void liara_cache_set_timeout(struct liara_cache *cache, unsigned milliseconds);
 
-/* The same for what may take long: a get with a lease, while another computes; persist; clear. */
+/*
+ * How long what may take long may wait for its reply to begin, in milliseconds, 0 for ever: a get
+ * with a lease, while another computes; persist; clear. It counts from when the daemon has shown
+ * within the time-out that it answers, and the rest of the reply is under the time-out again.
+ */
 LIARA_CACHE_API void liara_cache_set_long_timeout(struct liara_cache *cache, unsigned milliseconds);
 
 /*
@@ -223,7 +242,8 @@ LIARA_CACHE_API enum liara_cache_status liara_cache_get(struct liara_cache *cach
  * compute the value and put it, within seconds (1 or more) of time; or to give up by
  * liara_cache_delete() of the key or liara_cache_disconnect(). The others wait meanwhile (at most
  * for the long time-out) and get the value, or one of them the next LEASE. MISS: no leases are to
- * be had; compute without.
+ * be had; compute without. So it is after any error: TIMED_OUT comes within the time-out where the
+ * daemon hangs, and otherwise only when the long time-out is over.
  */
 LIARA_CACHE_API enum liara_cache_status liara_cache_get_lease(struct liara_cache *cache,
                                                               const void *key, size_t key_length,

@@ -99,16 +99,16 @@ static enum liara_cache_status run_batch(struct liara_cache *cache, struct batch
                                          uint64_t longest)
 {
     enum liara_cache_status status;
-    bool fresh;
+    wire_call(&cache->wire);
     do {
         struct wire_output output = {.descriptor = -1, .more = next_parts, .context = batch};
         batch->asked = 0;
-        status = ask_connect(cache, &fresh);
+        status = ask_connect(cache);
         if (status == LIARA_CACHE_OK) {
             wire_begin(cache, &output, ask_limit(cache, longest));
             status = take_answers(cache, batch);
         }
-    } while (ask_again(cache, fresh, status));
+    } while (ask_again(cache, status));
     for (size_t i = batch->answered; i < batch->count; i++)
         *batch->kind->status(batch, i) = status;
     return status;

@@ -1,7 +1,14 @@
-/* The requests without a value of the caller's: head, delete, prefix, clear, persist, ping. */
+/* What has no value of the caller's: connect, head, delete, prefix, clear, persist, ping. */
 #include "ask.h"
 
 #include <string.h>
+
+enum liara_cache_status liara_cache_connect(struct liara_cache *cache)
+{
+    handle_begin(cache);
+    wire_call(&cache->wire);
+    return ask_connect(cache);
+}
 
 static enum liara_cache_status send_key(struct liara_cache *cache, enum verb verb, const void *key,
                                         size_t key_length, struct reply *reply)

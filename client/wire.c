@@ -14,7 +14,8 @@
 
 enum {
     DEADLINE_BYTES = 64 * 1024, /* as many must pass for the deadline to be set anew */
-    TICK = 250                  /* milliseconds between two calls of progress */
+    TICK = 250,                 /* milliseconds between two calls of progress */
+    LATE = 50                   /* milliseconds of a call after which its limit is looked after */
 };
 
 int64_t wire_now(void)
@@ -51,6 +52,7 @@ void wire_attach(struct wire *wire, int fd, unsigned timeout)
 {
     wire_drop(wire);
     wire->fd = fd;
+    wire->fresh = true;
     wire_set_timeout(wire, timeout);
 }
 
@@ -76,10 +78,16 @@ void wire_drop(struct wire *wire)
     errno = saved;
 }
 
-static void set_deadline(struct wire *wire)
+static void set_deadline(struct wire *wire, int64_t since)
 {
-    wire->deadline = wire->limit ? wire_now() + wire->limit : INT64_MAX;
+    wire->deadline = wire->limit ? since + wire->limit : INT64_MAX;
     wire->moved = 0;
+}
+
+void wire_call(struct wire *wire)
+{
+    wire->called = wire_now();
+    wire->fresh = false;
 }
 
 void wire_begin(struct liara_cache *cache, struct wire_output *output, unsigned limit)
@@ -87,11 +95,34 @@ void wire_begin(struct liara_cache *cache, struct wire_output *output, unsigned 
     struct wire *wire = &cache->wire;
     close_passed(wire);
     wire->output = output;
-    wire->limit = limit;
-    wire->answered = wire->waited = wire->cut = false;
+    wire->limit = wire->after = limit;
+    wire->answered = wire->waited = wire->cut = wire->alive = false;
     wire->done = wire->total = 0;
-    set_deadline(wire);
+    set_deadline(wire, wire->called);
+    /* The socket's own time-out would be too long for what is left of the limit. */
+    if (wire->fresh)
+        wire->waited = wire_now() - wire->called > LATE;
     wire->ticked = cache->progress ? wire_now() : 0;
+}
+
+/* Where the reply has come along with the one before it, there is nothing to wait for. */
+void wire_wait(struct wire *wire, unsigned limit)
+{
+    wire->alive = true;
+    if (wire->start < wire->end)
+        return;
+    wire->answered = false;
+    wire->limit = limit;
+    set_deadline(wire, wire_now());
+}
+
+static void note_answer(struct wire *wire)
+{
+    if (!wire->answered && wire->limit != wire->after) {
+        wire->limit = wire->after;
+        set_deadline(wire, wire_now());
+    }
+    wire->answered = true;
 }
 
 void wire_expect(struct wire *wire, uint64_t total)
@@ -136,7 +167,7 @@ static void count_moved(struct liara_cache *cache, size_t bytes)
     wire->done += bytes;
     wire->moved += bytes;
     if (wire->moved >= DEADLINE_BYTES)
-        set_deadline(wire);
+        set_deadline(wire, wire_now());
     if (cache->progress)
         tell_progress(cache);
 }
@@ -335,7 +366,7 @@ static enum liara_cache_status receive(struct liara_cache *cache, struct iovec *
         ssize_t got = await(cache, &message);
         if (got > 0) {
             keep_passed(wire, &message);
-            wire->answered = true;
+            note_answer(wire);
             *received = (size_t)got;
             count_moved(cache, *received);
             return LIARA_CACHE_OK;
@@ -369,7 +400,7 @@ enum liara_cache_status wire_reply(struct liara_cache *cache, struct reply *repl
 {
     struct wire *wire = &cache->wire;
     if (wire->answered)
-        set_deadline(wire);
+        set_deadline(wire, wire_now());
     for (;;) {
         size_t used = 0;
         enum line_result result = LINE_MORE;

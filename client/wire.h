@@ -39,11 +39,15 @@ struct wire {
     int fd;                   /* -1: not connected */
     int passed;               /* a descriptor that came with the bytes, -1: none */
     bool unpassed;            /* one came, but this process may have no more */
-    bool answered;            /* a byte of a reply has come since wire_begin() */
+    bool answered;            /* a byte of a reply has come since wire_begin(), wire_wait() */
     bool waited;              /* the one blocking receive of this request is over */
     bool cut;                 /* the daemon takes no more */
+    bool fresh;               /* connected by the call that is going on */
+    bool alive;               /* wire_wait() was called since wire_begin() */
     unsigned limit;           /* milliseconds until a wait is given up, 0: never */
+    unsigned after;           /* what limit becomes once a reply has begun */
     unsigned receive_timeout; /* what SO_RCVTIMEO is */
+    int64_t called;           /* when the call began; connecting counts too */
     int64_t deadline;
     int64_t ticked;       /* when progress was last told */
     uint64_t moved;       /* bytes since the deadline was last set */
@@ -66,14 +70,23 @@ void wire_set_timeout(struct wire *wire, unsigned timeout);
 /* Closes the connection, if there is one. Keeps errno. */
 void wire_drop(struct wire *wire);
 
+/* A call begins: what it does before its first reply shares one limit, connecting included. */
+void wire_call(struct wire *wire);
+
 /*
- * Begins a request whose replies may take limit milliseconds (0: for ever) each. output must stay
- * until wire_finish(); NULL: nothing is to be sent.
+ * Begins a request whose replies may take limit milliseconds (0: for ever) each, the first one
+ * since wire_call(). output must stay until wire_finish(); NULL: nothing is to be sent.
  */
 void wire_begin(struct liara_cache *cache, struct wire_output *output, unsigned limit);
 
 /* The next reply's line. Its deadline begins now. */
 enum liara_cache_status wire_reply(struct liara_cache *cache, struct reply *reply);
+
+/*
+ * The daemon has just shown that it is alive, and the next reply may take limit milliseconds (0:
+ * for ever) to begin. From its first byte on the limit of wire_begin() holds again.
+ */
+void wire_wait(struct wire *wire, unsigned limit);
 
 /* Takes exactly length bytes of a value into bytes. */
 enum liara_cache_status wire_take(struct liara_cache *cache, void *bytes, size_t length);

@@ -23,7 +23,7 @@ struct arguments {
     const char *socket; /* NULL: the default */
     const char *prefix; /* NULL: none */
     const char *output; /* get: NULL for standard output */
-    uint32_t timeout;   /* seconds, 0: the library's */
+    uint32_t timeout;   /* seconds, 0: the command's */
     uint32_t ttl, flags, lease;
     bool overwrite, json, verbose, no_descriptor, help, version;
     int count;    /* of words */
@@ -31,11 +31,17 @@ struct arguments {
     char **run;   /* memo: what is behind "--", NULL-terminated; NULL: there was none */
 };
 
+enum {
+    TIMEOUT = 30,      /* seconds, unless --timeout says otherwise */
+    TIMEOUT_ALONE = 2, /* where command.alone: a build goes on without the cache */
+};
+
 /* What a command works with. */
 struct cli {
     struct streams streams;
     struct arguments arguments;
-    struct liara_cache *cache; /* NULL: there is no daemon, only where command.alone */
+    unsigned timeout;          /* milliseconds */
+    struct liara_cache *cache; /* NULL: memory is short, only where command.alone */
     struct progress progress;
 };
 
@@ -45,7 +51,7 @@ struct command {
     const char *text;  /* what it does, for --help */
     int least, most;   /* words */
     const char *takes; /* letters of the options in options.c that are its own */
-    bool alone;        /* it goes on without a daemon */
+    bool alone;        /* it goes on without a daemon, and sees to --prefix itself */
     int (*call)(struct cli *cli);
 };
 

@@ -77,18 +77,28 @@ int finish_output(void)
     return RESULT_LOCAL;
 }
 
-static enum liara_cache_status open_cache(struct cli *cli)
+static unsigned choose_timeout(const struct arguments *arguments, const struct command *command)
+{
+    unsigned most = UINT32_MAX / 1000;
+    unsigned seconds = command->alone ? TIMEOUT_ALONE : TIMEOUT;
+    if (arguments->timeout > 0)
+        seconds = arguments->timeout < most ? arguments->timeout : most;
+    return seconds * 1000;
+}
+
+/* Without a connection where the command goes on without a daemon, too. */
+static enum liara_cache_status open_cache(struct cli *cli, const struct command *command)
 {
     const struct arguments *arguments = &cli->arguments;
-    enum liara_cache_status status = liara_cache_open(&cli->cache, arguments->socket);
+    enum liara_cache_status status = liara_cache_new(&cli->cache, arguments->socket);
     if (status != LIARA_CACHE_OK)
         return status;
-    if (arguments->timeout > 0) {
-        unsigned most = UINT32_MAX / 1000;
-        unsigned seconds = arguments->timeout < most ? arguments->timeout : most;
-        liara_cache_set_timeout(cli->cache, seconds * 1000);
-    }
-    if (arguments->prefix)
+    cli->timeout = choose_timeout(arguments, command);
+    liara_cache_set_timeout(cli->cache, cli->timeout);
+    if (command->alone)
+        return status;
+    status = liara_cache_connect(cli->cache);
+    if (status == LIARA_CACHE_OK && arguments->prefix)
         status = liara_cache_prefix(cli->cache, arguments->prefix, strlen(arguments->prefix));
     return status;
 }
@@ -104,16 +114,12 @@ static int fail_to_open(struct cli *cli, enum liara_cache_status status)
 static int call(struct cli *cli, const struct command *command)
 {
     int result;
-    enum liara_cache_status status = open_cache(cli);
-    if (status == LIARA_CACHE_OK) {
-        if (isatty(STDERR_FILENO))
+    enum liara_cache_status status = open_cache(cli, command);
+    if (status == LIARA_CACHE_OK || command->alone) {
+        if (cli->cache && isatty(STDERR_FILENO))
             progress_start(&cli->progress, cli->cache);
         result = command->call(cli);
         progress_clear(&cli->progress);
-    } else if (command->alone) {
-        liara_cache_close(cli->cache);
-        cli->cache = NULL;
-        result = command->call(cli);
     } else {
         result = fail_to_open(cli, status);
     }

@@ -5,6 +5,7 @@ that ends otherwise than it was told to, or whose log has a sanitizer's report, 
 """
 
 import array
+import contextlib
 import fcntl
 import os
 import re
@@ -327,6 +328,10 @@ class Daemon(Process):
         if REPORTS.search(self.log()):
             raise AssertionError("a sanitizer's report:\n" + self.log())
 
+    def suspended(self):
+        return all(" (stopped)" in path.read_text() for path in
+                   Path(f"/proc/{self.pid}/task").glob("*/status"))
+
     def descriptors_open(self):
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
@@ -395,6 +400,55 @@ class SessionTest(unittest.TestCase):
         finally:
             daemon.kill()
             daemon.check_log()
+
+    def suspend(self, daemon):
+        """Has it hang until the test is over."""
+        self.addCleanup(daemon.signal, signal.SIGCONT)
+        daemon.signal(signal.SIGSTOP)
+        until(daemon.suspended, "the daemon has stopped")
+
+    @contextlib.contextmanager
+    def played(self, *scripts):
+        """The socket of a daemon that is played: script(connection) for each connection in turn, in a
+        thread. It hangs when they are over."""
+        path = self._fresh("played") / "socket"
+        errors = []
+
+        def serve():
+            try:
+                for script in scripts:
+                    with listener.accept()[0] as connection:
+                        connection.settimeout(WAIT)
+                        script(connection)
+            except (OSError, AssertionError) as error:
+                errors.append(error)
+
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.settimeout(WAIT)
+            listener.bind(str(path))
+            listener.listen(8)
+            thread = threading.Thread(target=serve)
+            thread.start()
+            try:
+                yield path
+            finally:
+                thread.join(WAIT * 2)
+        self.assertEqual(errors, [])
+
+    def crowded(self):
+        """A socket at which nobody accepts, and whose queue is full."""
+        path = self._fresh("crowded") / "socket"
+        listener = socket.socket(socket.AF_UNIX)
+        self.addCleanup(listener.close)
+        listener.bind(str(path))
+        listener.listen(0)
+        while True:
+            waiting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            self.addCleanup(waiting.close)
+            try:
+                waiting.connect(str(path))
+            except BlockingIOError:
+                return path
 
     def clients(self, daemon, count):
         made = [daemon.client() for _ in range(count)]

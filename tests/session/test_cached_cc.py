@@ -14,8 +14,9 @@ class CachedCc(SessionTest):
         super().setUp()
         self.work = self.folder / "work"
         self.work.mkdir()
+        self.served = self.daemon("memory")
         self.environment = dict(os.environ, LIARA_CACHE_CLI=str(CLI), CACHED_CC_LOG=str(self.folder / "log"),
-                                LIARA_CACHE_SOCKET=str(self.daemon("memory").socket))
+                                LIARA_CACHE_SOCKET=str(self.served.socket))
         self.write("h.h", "int x;\n")
         self.write("s.c", '#include "h.h"\nint f(void) { return x; }\n')
 
@@ -119,6 +120,23 @@ class CachedCc(SessionTest):
             self.environment[name] = str(self.folder / "nobody")
             self.assertEqual(self.cc("-c", "s.c", expected="plain"), "")
             self.assertTrue((self.work / "s.o").exists())
+
+    def test_the_daemon_hangs(self):
+        def miss(connection):
+            connection.recv(10000)
+            connection.sendall(b"MISS\n")
+
+        with self.played(miss) as path:
+            self.environment["LIARA_CACHE_SOCKET"] = str(path)
+            self.assertEqual(self.cc("-c", "s.c", expected="plain"), "")
+        self.environment["LIARA_CACHE_SOCKET"] = str(self.crowded())
+        self.assertEqual(self.cc("-c", "s.c", expected="plain"), "")
+        self.suspend(self.served)
+        self.environment["LIARA_CACHE_SOCKET"] = str(self.served.socket)
+        self.environment["CACHED_CC_TIMEOUT"] = "1"
+        self.assertEqual(self.cc("-c", "s.c", expected="plain"), "")
+        self.assertTrue(self.served.suspended())
+        self.assertTrue((self.work / "s.o").exists())
 
     def test_nothing_is_left_behind(self):
         self.cc("-c", "s.c", expected="miss")

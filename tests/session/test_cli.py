@@ -1,16 +1,12 @@
 """liara-cache-cli: its commands and exit statuses, on every backend."""
 
-import contextlib
 import json
 import os
 import random
 import signal
-import socket
 import subprocess
-import threading
 import time
 import unittest
-from pathlib import Path
 
 from harness import BACKENDS, CLI, FAULTY, WAIT, SessionTest, in_threads, until
 
@@ -18,32 +14,6 @@ DONE, MISS, USAGE, UNREACHABLE, ERROR, LOCAL = 0, 1, 2, 3, 4, 5
 
 
 class CliTest(SessionTest):
-    @contextlib.contextmanager
-    def played(self, script):
-        """A daemon that is played: script(connection) for the first connection, in a thread."""
-        path = self._fresh("played") / "socket"
-        errors = []
-
-        def serve():
-            try:
-                with listener.accept()[0] as connection:
-                    connection.settimeout(WAIT)
-                    script(connection)
-            except OSError as error:
-                errors.append(error)
-
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.settimeout(WAIT)
-            listener.bind(str(path))
-            listener.listen(8)
-            thread = threading.Thread(target=serve)
-            thread.start()
-            try:
-                yield path
-            finally:
-                thread.join(WAIT * 2)
-        self.assertEqual(errors, [])
-
     def cli(self, *arguments, data=None, socket=None, **environment):
         """Runs it; its status, what it printed, and what it complained of."""
         path = socket or self.served.socket
@@ -225,13 +195,15 @@ class Failures(CliTest):
             self.assertEqual((code, printed), (0, b"output\n"), key)
 
     def test_a_daemon_that_says_nothing(self):
-        self.served.signal(signal.SIGSTOP)
-        self.addCleanup(self.served.signal, signal.SIGCONT)
-        until(lambda: all(" (stopped)" in path.read_text() for path in
-                          Path(f"/proc/{self.served.pid}/task").glob("*/status")), "it has stopped")
-        begin = time.monotonic()
-        self.expect(UNREACHABLE, "--timeout", "1", "get", "key")
-        self.assertLess(time.monotonic() - begin, 20)
+        self.suspend(self.served)
+        source = self.folder / "source"
+        source.write_bytes(bytes(1_000_000))
+        commands = (("get", "key"), ("get", "key", "-o", str(self.folder / "target")),
+                    ("put", "key"), ("put", "key", str(source)), ("head", "key"), ("delete", "key"),
+                    ("clear",), ("inspect",), ("persist",), ("ping",), ("-p", "p/", "get", "key"))
+        for path in (self.served.socket, self.crowded()):
+            in_threads(len(commands), lambda index, path=path: self.expect(
+                UNREACHABLE, "--timeout", "1", *commands[index], socket=path, output=b""))
 
     def test_the_socket_comes_from_the_environment(self):
         done = subprocess.run([CLI, "ping"], capture_output=True, timeout=60, check=False,
@@ -247,6 +219,108 @@ class Failures(CliTest):
         self.assertEqual(done.returncode, LOCAL)
         target = self.folder / "no such folder" / "file"
         self.expect(LOCAL, "get", "key", "-o", str(target))
+
+
+class Hanging(CliTest):
+    """A daemon that hangs, at whatever point: COMMAND runs, and before the daemon goes on."""
+
+    def setUp(self):
+        super().setUp()
+        self.served = self.daemon("memory")
+
+    def memo(self, command, *options, socket=None):
+        """Starts it with a short time-out unless the options have another."""
+        process = subprocess.Popen([CLI, "-s", socket or self.served.socket, "--timeout", "1",
+                                    *options, "memo", "key", "--verbose", "--", "sh", "-c", command],
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE)
+        self.addCleanup(process.communicate)
+        self.addCleanup(process.kill)
+        return process
+
+    def check(self, process, output=b"output\n", status=0):
+        printed, complaint = process.communicate(timeout=WAIT)
+        self.assertEqual((printed, process.returncode), (output, status), complaint)
+        return complaint.decode()
+
+    def test_from_the_beginning(self):
+        self.suspend(self.served)
+        for options in ((), ("-p", "prefix/"), ("--timeout", "2")):
+            complaint = self.check(self.memo("echo output; exit 7", *options), status=7)
+            self.assertIn("did not answer", complaint)
+        self.assertTrue(self.served.suspended())
+
+    def test_without_being_told_how_long_to_wait(self):
+        self.suspend(self.served)
+        done = subprocess.run([CLI, "-s", self.served.socket, "memo", "key", "--", "echo", "output"],
+                              stdout=subprocess.PIPE, timeout=WAIT / 2, check=False)
+        self.assertEqual((done.stdout, done.returncode), (b"output\n", 0))
+        self.assertTrue(self.served.suspended())
+
+    def test_it_accepts_no_connection(self):
+        complaint = self.check(self.memo("echo output", socket=self.crowded()))
+        self.assertIn("accepts no connection", complaint)
+
+    def test_while_the_command_runs(self):
+        pid = self.served.pid
+        self.addCleanup(self.served.signal, signal.SIGCONT)
+        for length in (1, 100_000, 30_000_000):
+            stop = (f"kill -STOP {pid}; while grep -L '(stopped)' /proc/{pid}/task/*/status | "
+                    f"grep -q .; do :; done; head -c {length} /dev/zero")
+            complaint = self.check(self.memo(stop), output=bytes(length))
+            self.assertIn("did not answer", complaint)
+            self.assertTrue(self.served.suspended())
+            self.served.signal(signal.SIGCONT)
+            self.expect(MISS, "get", "key")
+
+    def test_in_the_middle_of_an_answer(self):
+        for said in (b"OK\nVALUE 7\n", b"OK\nVALUE 7\nhalf", b"O", b"OK\nVALUE 900000\n" + bytes(500_000)):
+            gone = []
+
+            def stall(connection):
+                connection.recv(1000)
+                connection.sendall(said)
+                gone.append(connection.recv(1000))
+
+            with self.played(stall) as path:
+                self.check(self.memo("echo output", socket=path))
+            self.assertEqual(gone, [b""])
+
+    def test_it_is_killed_while_another_computes(self):
+        holder = self.client(self.served)
+        self.assertEqual(holder.ask("GET key lease=600"), "MISS lease")
+        process = self.memo("echo output")
+        with self.assertRaises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        self.served.kill9()
+        self.check(process)
+
+    def test_it_dies_while_another_computes_and_the_next_one_hangs(self):
+        def die(connection):
+            connection.recv(1000)
+            connection.sendall(b"OK\n")
+
+        with self.played(die) as path:
+            self.check(self.memo("echo output", socket=path))
+
+    def test_it_only_waits_for_another(self):
+        """For longer than the time-out, which is about what a daemon can answer at once."""
+        holder = self.client(self.served)
+        self.assertEqual(holder.ask("GET key lease=600"), "MISS lease")
+        process = self.memo("echo output")
+        with self.assertRaises(subprocess.TimeoutExpired):
+            process.wait(3)
+        self.assertEqual(holder.put("key", "from another\n"), "STORED")
+        self.assertIn("a hit", self.check(process, output=b"from another\n"))
+
+    def test_another_takes_longer_than_the_lease(self):
+        holder = self.client(self.served)
+        self.assertEqual(holder.ask("GET key lease=600"), "MISS lease")
+        process = subprocess.Popen([CLI, "-s", self.served.socket, "--timeout", "1", "memo", "key",
+                                    "--lease", "1", "--", "echo", "output"], stdout=subprocess.PIPE)
+        self.addCleanup(process.communicate)
+        self.addCleanup(process.kill)
+        self.assertEqual(process.communicate(timeout=WAIT)[0], b"output\n")
 
 
 class ClosedStreams(CliTest):

@@ -163,10 +163,17 @@ static void *run_script(void *arg)
     return NULL;
 }
 
-static int listen_at(const char *path)
+static struct sockaddr_un address_of(const char *path)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
+    ck_assert_uint_lt(strlen(path), sizeof(address.sun_path));
+    memcpy(address.sun_path, path, strlen(path));
+    return address;
+}
+
+static int listen_at(const char *path)
+{
+    struct sockaddr_un address = address_of(path);
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     ck_assert_int_ge(fd, 0);
     ck_assert_int_eq(bind(fd, (const struct sockaddr *)&address, sizeof(address)), 0);
@@ -587,12 +594,12 @@ static void store_small(struct fake *f)
     say(f, "MISS\n");
     hear(f, "HEAD k\n");
     say(f, "SIZE 18446744073709551614 flags=3 ttl=2\n");
-    hear(f, "CLEAR\n");
-    say(f, "OK entries=12\n");
-    hear(f, "PERSIST\n");
-    say(f, "OK volatile\n");
-    hear(f, "PERSIST\n");
-    say(f, "OK\n");
+    hear(f, "PING\nCLEAR\n");
+    say(f, "OK\nOK entries=12\n");
+    hear(f, "PING\nPERSIST\n");
+    say(f, "OK\nOK volatile\n");
+    hear(f, "PING\nPERSIST\n");
+    say(f, "OK\nOK\n");
 }
 
 START_TEST(small_requests)
@@ -951,14 +958,16 @@ static void lend(struct fake *f)
 {
     const struct timespec computing = {0, 3 * SHORT * 1000000L};
     accept_client(f);
-    hear(f, "GET k lease=10 fd\n");
-    say(f, "MISS lease\n");
-    hear(f, "GET k lease=10 fd\n");
+    hear(f, "PING\nGET k lease=10 fd\n");
+    drip(f, "OK\nMISS lease\n");
+    hear(f, "PING\nGET k lease=10 fd\n");
+    say(f, "OK\n");
     nanosleep(&computing, NULL);
     say(f, "VALUE 3\nabc\n");
-    hear(f, "GET k lease=10 fd\n");
-    say(f, "MISS\n");
-    hear(f, "GET k lease=10 fd\n");
+    hear(f, "PING\nGET k lease=10 fd\n");
+    say(f, "OK\nMISS\n");
+    hear(f, "PING\nGET k lease=10 fd\n");
+    say(f, "OK\n");
     hear_end(f);
 }
 
@@ -975,6 +984,141 @@ START_TEST(lease_waits_for_the_long_time)
     ck_status(liara_cache_get_lease(cache, "k", 1, 10, &value), LIARA_CACHE_MISS);
     liara_cache_set_long_timeout(cache, SHORT);
     ck_status(liara_cache_get_lease(cache, "k", 1, 10, &value), LIARA_CACHE_TIMED_OUT);
+    end_play();
+}
+END_TEST
+
+/* What a daemon that hangs has said of its answer to a GET with a lease, in one go or in two. */
+static const struct {
+    const char *first, *second;
+} halves[] = {
+    {"", ""},
+    {"O", ""},
+    {"OK\nVAL", ""},
+    {"OK\n", "VAL"},
+    {"OK\nVALUE 1000\n", ""},
+    {"OK\n", "VALUE 1000\nabc"},
+    {"OK\nVALUE 1000\nabc", "def"},
+};
+enum { HALVES = sizeof(halves) / sizeof(halves[0]) };
+
+static void hang(struct fake *f)
+{
+    accept_client(f);
+    hear(f, "PING\nGET k lease=600 fd\n");
+    say(f, halves[f->parameter].first);
+    if (halves[f->parameter].second[0]) {
+        const struct timespec moment = {0, SHORT / 4 * 1000000L};
+        nanosleep(&moment, NULL);
+        say(f, halves[f->parameter].second);
+    }
+    hear_end(f);
+}
+
+/* Long before the lease is over, which the test's own limit says. */
+START_TEST(lease_is_not_waited_for_where_the_daemon_hangs)
+{
+    struct liara_cache_value value;
+    play_with(hang, _i);
+    liara_cache_set_timeout(cache, SHORT);
+    liara_cache_set_long_timeout(cache, 600000);
+    ck_status(liara_cache_get_lease(cache, "k", 1, 600, &value), LIARA_CACHE_TIMED_OUT);
+    ck_assert_ptr_null(value.bytes);
+    end_play();
+}
+END_TEST
+
+static void hang_over_all(struct fake *f)
+{
+    accept_client(f);
+    hear(f, f->parameter ? "PING\nCLEAR\n" : "PING\nPERSIST\n");
+    hear_end(f);
+}
+
+START_TEST(persist_and_clear_do_not_wait_where_the_daemon_hangs)
+{
+    play_with(hang_over_all, _i);
+    liara_cache_set_timeout(cache, SHORT);
+    ck_status(_i ? liara_cache_clear(cache, NULL) : liara_cache_persist(cache, NULL),
+              LIARA_CACHE_TIMED_OUT);
+    end_play();
+}
+END_TEST
+
+/* So does a daemon that has as many connections as it may have. */
+static void refuse_a_ping(struct fake *f)
+{
+    accept_client(f);
+    hear(f, "PING\nGET k lease=9 fd\n");
+    say(f, "ERROR busy no more connections\n");
+    hear_end(f);
+    accept_client(f);
+    hear(f, "PING\nGET k lease=9 fd\n");
+    say(f, "MISS\nOK\n");
+    hear_end(f);
+}
+
+START_TEST(ping_before_a_lease_may_be_refused)
+{
+    struct liara_cache_value value;
+    play(refuse_a_ping);
+    ck_status(liara_cache_get_lease(cache, "k", 1, 9, &value), LIARA_CACHE_ERROR_BUSY);
+    ck_assert_ptr_nonnull(strstr(liara_cache_error(cache), "no more connections"));
+    ck_status(liara_cache_get_lease(cache, "k", 1, 9, &value), LIARA_CACHE_PROTOCOL);
+    end_play();
+}
+END_TEST
+
+static void die_while_waited_for(struct fake *f)
+{
+    const struct timespec computing = {0, 2 * SHORT * 1000000L};
+    accept_client(f);
+    hear(f, "PING\nGET k lease=9 fd\n");
+    say(f, "OK\n");
+    nanosleep(&computing, NULL);
+    accept_client(f);
+    hear(f, "PING\nGET k lease=9\n");
+    say(f, "OK\nMISS lease\n");
+}
+
+/* By then more time has passed than connecting may take. */
+START_TEST(lease_is_asked_for_again_where_the_daemon_was_restarted)
+{
+    struct liara_cache_value value;
+    play(die_while_waited_for);
+    liara_cache_set_timeout(cache, SHORT);
+    ck_status(liara_cache_get_lease(cache, "k", 1, 9, &value), LIARA_CACHE_LEASE);
+    end_play();
+}
+END_TEST
+
+enum { LONG = 4000 };
+
+/* The client is to give up a quarter of the time-out after this answer. */
+static void hang_after_the_prefix(struct fake *f)
+{
+    const struct timespec most = {LONG / 1000 * 3 / 4, 0};
+    accept_client(f);
+    hear(f, "PREFIX p/\n");
+    say(f, "OK\n");
+    accept_client(f);
+    hear(f, "PREFIX p/\n");
+    nanosleep(&most, NULL);
+    say(f, "OK\n");
+    hear(f, "PING\nGET k lease=9 fd\n");
+    struct pollfd gone = {.fd = f->client, .events = POLLIN};
+    if (poll(&gone, 1, LONG - LONG / 50) <= 0)
+        fault(f, "the client waits for each answer anew");
+}
+
+START_TEST(connecting_and_answering_share_one_time_out)
+{
+    struct liara_cache_value value;
+    play(hang_after_the_prefix);
+    ck_status(liara_cache_prefix(cache, "p/", 2), LIARA_CACHE_OK);
+    liara_cache_disconnect(cache);
+    liara_cache_set_timeout(cache, LONG);
+    ck_status(liara_cache_get_lease(cache, "k", 1, 9, &value), LIARA_CACHE_TIMED_OUT);
     end_play();
 }
 END_TEST
@@ -1310,6 +1454,50 @@ START_TEST(open_without_a_daemon_gives_a_handle_that_tries_again)
     memset(long_path, 'x', sizeof(long_path) - 1);
     long_path[sizeof(long_path) - 1] = '\0';
     ck_assert_int_eq(liara_cache_open(&cache, long_path), LIARA_CACHE_USAGE);
+}
+END_TEST
+
+/* Connections that nobody accepts, as many as there is room for. */
+static void fill_backlog(const char *path, int *waiting, size_t most)
+{
+    struct sockaddr_un address = address_of(path);
+    int result = 0;
+    for (size_t i = 0; i < most && result == 0; i++) {
+        waiting[i] = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        ck_assert_int_ge(waiting[i], 0);
+        result = connect(waiting[i], (const struct sockaddr *)&address, sizeof(address));
+    }
+    ck_assert_int_eq(result, -1);
+    ck_assert_int_eq(errno, EAGAIN);
+}
+
+START_TEST(handle_that_is_not_connected_can_be_told_how_long_to_wait)
+{
+    enum { WAITING = 64 };
+    int waiting[WAITING];
+    struct liara_cache_value value;
+    memset(waiting, -1, sizeof(waiting));
+    fill_backlog(fake.path, waiting, WAITING);
+    ck_assert_int_eq(liara_cache_new(&cache, fake.path), LIARA_CACHE_OK);
+    liara_cache_set_timeout(cache, SHORT);
+    ck_status(liara_cache_connect(cache), LIARA_CACHE_TIMED_OUT);
+    ck_status(liara_cache_get_lease(cache, "k", 1, 9, &value), LIARA_CACHE_TIMED_OUT);
+    for (int i = 0; i < WAITING; i++)
+        close(waiting[i]);
+}
+END_TEST
+
+START_TEST(handle_connects_when_it_is_told_or_used)
+{
+    ck_assert_int_eq(liara_cache_new(&cache, fake.path), LIARA_CACHE_OK);
+    ck_assert_str_eq(liara_cache_socket(cache), "");
+    if (_i)
+        ck_status(liara_cache_connect(cache), LIARA_CACHE_OK);
+    start(&fake, pong, 0);
+    ck_status(liara_cache_ping(cache), LIARA_CACHE_OK);
+    ck_status(liara_cache_connect(cache), LIARA_CACHE_OK);
+    ck_assert_str_eq(liara_cache_socket(cache), fake.path);
+    end_play();
 }
 END_TEST
 
@@ -1950,10 +2138,13 @@ END_TEST
 static void pass_with_lease(struct fake *f)
 {
     accept_client(f);
-    hear(f, "GET k lease=9 fd\n");
+    hear(f, "PING\nGET k lease=9 fd\n");
+    say(f, "OK\n");
     say_with(f, "FD 5 offset=5000\n", passed_file, -1);
-    hear(f, "GET k lease=9 fd\n");
-    say(f, "MISS lease\n");
+    hear(f, "PING\nGET k lease=9 fd\n");
+    say_with(f, "OK\nFD 5 offset=5000\n", passed_file, -1);
+    hear(f, "PING\nGET k lease=9 fd\n");
+    say(f, "OK\nMISS lease\n");
 }
 
 START_TEST(get_with_a_lease_takes_a_descriptor)
@@ -1961,9 +2152,11 @@ START_TEST(get_with_a_lease_takes_a_descriptor)
     struct liara_cache_value value;
     passed_file = value_file(ON_DISK, "hello", 5);
     play(pass_with_lease);
-    ck_status(liara_cache_get_lease(cache, "k", 1, 9, &value), LIARA_CACHE_OK);
-    ck_assert_str_eq(value.bytes, "hello");
-    liara_cache_free(value.bytes);
+    for (int i = 0; i < 2; i++) {
+        ck_status(liara_cache_get_lease(cache, "k", 1, 9, &value), LIARA_CACHE_OK);
+        ck_assert_str_eq(value.bytes, "hello");
+        liara_cache_free(value.bytes);
+    }
     ck_status(liara_cache_get_lease(cache, "k", 1, 9, &value), LIARA_CACHE_LEASE);
     end_play();
     close(passed_file);
@@ -2203,6 +2396,10 @@ static TCase *replies(void)
     tcase_add_test(tests, small_requests);
     tcase_add_test(tests, inspect_reads_the_lines);
     tcase_add_test(tests, lease_waits_for_the_long_time);
+    tcase_add_loop_test(tests, lease_is_not_waited_for_where_the_daemon_hangs, 0, HALVES);
+    tcase_add_loop_test(tests, persist_and_clear_do_not_wait_where_the_daemon_hangs, 0, 2);
+    tcase_add_test(tests, ping_before_a_lease_may_be_refused);
+    tcase_add_test(tests, lease_is_asked_for_again_where_the_daemon_was_restarted);
     tcase_add_test(tests, progress_is_told_while_it_lasts);
     return tests;
 }
@@ -2220,6 +2417,9 @@ static TCase *connections(void)
     tcase_add_loop_test(tests, open_trusts_only_the_users_own_folder, 0,
                         sizeof(folders) / sizeof(folders[0]));
     tcase_add_test(tests, open_without_a_daemon_gives_a_handle_that_tries_again);
+    tcase_add_test(tests, handle_that_is_not_connected_can_be_told_how_long_to_wait);
+    tcase_add_loop_test(tests, handle_connects_when_it_is_told_or_used, 0, 2);
+    tcase_add_test(tests, connecting_and_answering_share_one_time_out);
     tcase_add_test(tests, threads_each_use_a_handle);
     return tests;
 }
