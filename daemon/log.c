@@ -14,7 +14,7 @@ enum { LOG_LINE_MAX = 1024 };
 
 /* Set again at SIGHUP, while every thread logs. */
 static atomic_int log_level = LOG_LEVEL_INFO;
-static bool log_to_journal;
+static atomic_bool log_to_journal;
 
 /* systemd says which device and inode the journal's stream has; a redirected stderr differs. */
 static bool stderr_is_journal(void)
