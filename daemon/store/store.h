@@ -77,13 +77,14 @@ struct store_call {
     enum error_code error;
     char text[MESSAGE_TEXT_MAX];
 
-    struct { /* the memory tier's, while a slower store has the call */
+    struct { /* the memory tier's, while a slower store has the call or the call waits for it */
         struct store *tier;
         void (*done)(struct store_call *call);
         struct value *value;
         uint64_t generation, entries;
         enum store_status status;
-        bool was_there;
+        struct store_call *next;
+        struct loop_task turn;
     } via;
 
     struct loop *loop; /* who asks: done() runs on its thread */

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum {
     GATES = 1024,
@@ -30,16 +31,28 @@ struct flush {
     struct entry *entry;
     struct flush *next;
     struct value *value;
+    uint64_t number;       /* in its lane */
+    bool parked;           /* under the gate's lock: it has left the queue and waits for its turn */
+    struct loop_task turn; /* to the lane's loop once the turn has come */
 };
 
-/* A key about which the slower store does not have, or not yet, the last word. */
+/*
+ * A key about which the slower store does not have, or not yet, the last word.
+ *
+ * The slower store has at most one change of a key at a time, be it a write of a dirty value or a
+ * client's PUT or DELETE: the next one is sent once it has ended. So the changes reach that store
+ * in the order in which they are acknowledged, whichever loops they come from. A store that others
+ * share orders changes by itself, and is sent them at once.
+ */
 struct entry {
     struct entry *next;
     struct value *dirty;  /* the newest value that it has not acknowledged; a reference */
-    struct flush *queued; /* it waits in a lane, where a newer value may take its place */
-    unsigned flushing;    /* writes of dirty values that are under way */
-    unsigned direct;      /* PUTs and DELETEs of clients that are under way */
+    struct flush *queued; /* it waits, and until then a newer value may take its place */
+    bool flushing;        /* the slower store has the write of a dirty value */
     bool fresh;           /* nothing of it has ever been sent to the slower store */
+    unsigned direct;      /* PUTs and DELETEs of clients that have not ended */
+    unsigned running;     /* those of them that the slower store has */
+    struct store_call *first, **last; /* those of them that wait for their turn */
     uint32_t key_length;
     uint64_t hash;
     uint8_t key[];
@@ -68,7 +81,8 @@ struct barrier {
         struct barrier *barrier;
         struct lane *lane;
         struct barrier_part *next;
-        uint64_t target;
+        uint64_t target; /* the number of the last flush that it waits for */
+        uint64_t left;   /* flushes that it waits for */
     } parts[];
 };
 
@@ -81,6 +95,7 @@ struct lane {
     unsigned count;
     uint64_t bytes;
     uint64_t queued, finished; /* writes since the start */
+    uint64_t direct;           /* the loop's clients' own changes that have not ended */
     bool timing;
     struct loop_timer timer;
     struct barrier_part *waiting;
@@ -133,6 +148,7 @@ static struct entry *entry_add(struct gate *gate, const struct store_call *call)
     entry->hash = call->hash;
     entry->key_length = call->key_length;
     memcpy(entry->key, call->key, call->key_length);
+    entry->last = &entry->first;
     struct entry **chain = &gate->chains[call->hash / GATES % CHAINS];
     entry->next = *chain;
     *chain = entry;
@@ -142,15 +158,26 @@ static struct entry *entry_add(struct gate *gate, const struct store_call *call)
 /* Frees the entry if the slower store has the last word again. */
 static void entry_settle(struct gate *gate, struct entry *entry)
 {
-    if (entry->dirty != NULL || entry->queued != NULL || entry->flushing > 0 || entry->direct > 0)
+    if (entry->dirty != NULL || entry->queued != NULL || entry->flushing || entry->direct > 0)
         return;
     *entry_link(gate, entry->key, entry->key_length, entry->hash) = entry->next;
     free(entry);
 }
 
+/* Whether others may change the slower store too: it alone knows what is there. */
+static bool is_shared(const struct tier *tier)
+{
+    return tier->back->ops->absent == NULL;
+}
+
 static bool absent(struct tier *tier, const struct store_call *call)
 {
-    return tier->back->ops->absent != NULL && tier->back->ops->absent(tier->back, call);
+    return !is_shared(tier) && tier->back->ops->absent(tier->back, call);
+}
+
+static bool at_the_store(const struct entry *entry)
+{
+    return entry->flushing || entry->running > 0;
 }
 
 /* The memory's methods answer at once where they are asked for one key. */
@@ -168,6 +195,18 @@ static struct value *dirty_look(const struct entry *entry)
     if (entry == NULL || entry->dirty == NULL || store_expired(entry->dirty->expires, clock_now()))
         return NULL;
     return value_ref(entry->dirty);
+}
+
+/* What a GET would find without asking the slower store: a reference, or NULL. The gate's lock is
+ * held. */
+static struct value *look(struct tier *tier, const struct entry *entry, struct store_call *call)
+{
+    struct value *saved = call->value;
+    struct value *there = dirty_look(entry);
+    if (there == NULL)
+        there = memory_look(tier, call);
+    call->value = saved;
+    return there;
 }
 
 static void count_dirty(struct tier *tier, const struct value *value, bool more)
@@ -217,21 +256,62 @@ static enum store_status forward(struct tier *tier, struct store_call *call,
 
 /* Reads. */
 
-static void filled(struct tier *tier, struct store_call *call)
+/* Fills in what GET and HEAD tell of the value, whose reference is taken over. */
+static void tell(struct store_call *call, struct value *value)
 {
-    struct gate *gate = gate_of(tier, call->hash);
-    pthread_mutex_lock(&gate->lock);
-    if (call->value != NULL && gate->generation == call->via.generation &&
-        entry_find(gate, call) == NULL)
-        memory_keep(tier->memory, call->value, call->hash, false);
-    pthread_mutex_unlock(&gate->lock);
+    if (call->fd >= 0)
+        close(call->fd);
+    call->fd = -1;
+    value_unref(call->value);
+    call->value = call->op == STORE_GET ? value : NULL;
+    call->length = value->length;
+    call->flags = value->flags;
+    call->expires = value->expires;
+    call->status = STORE_OK;
+    if (call->op != STORE_GET)
+        value_unref(value);
 }
 
-static void get_done(struct store_call *call)
+/*
+ * Ends a read of the slower store. It may have seen a change that is still to be acknowledged,
+ * while other clients are answered from memory with what was there before: then so is this one,
+ * else it would see the newer value first and the older one next. Otherwise what was read may be
+ * kept.
+ */
+static void read_ended(struct tier *tier, struct store_call *call)
 {
-    if (call->status == STORE_OK)
-        filled(tier_of(call->via.tier), call);
+    struct gate *gate = gate_of(tier, call->hash);
+    struct value *here = NULL;
+    if (call->status == STORE_FAILED)
+        return;
+    call->room_size = 0;
+    pthread_mutex_lock(&gate->lock);
+    struct entry *entry = entry_find(gate, call);
+    if ((entry != NULL && entry->running > 0) || atomic_load(&tier->clearing) > 0)
+        here = look(tier, entry, call);
+    if (here == NULL && entry == NULL && call->value != NULL &&
+        gate->generation == call->via.generation)
+        memory_keep(tier->memory, call->value, call->hash, false);
+    pthread_mutex_unlock(&gate->lock);
+    if (here != NULL)
+        tell(call, here);
+}
+
+static void read_done(struct store_call *call)
+{
+    read_ended(tier_of(call->via.tier), call);
     pass_on(call, call->status);
+}
+
+/* Has the slower store read. */
+static enum store_status read_behind(struct tier *tier, struct store_call *call)
+{
+    enum store_status status = forward(tier, call, read_done);
+    if (status == STORE_PENDING)
+        return status;
+    call->status = status;
+    read_ended(tier, call);
+    return call->status;
 }
 
 static enum store_status tier_get(struct store *store, struct store_call *call)
@@ -250,10 +330,7 @@ static enum store_status tier_get(struct store *store, struct store_call *call)
         return STORE_OK;
     if (is_absent)
         return STORE_MISS;
-    enum store_status status = forward(tier, call, get_done);
-    if (status == STORE_OK)
-        filled(tier, call);
-    return status;
+    return read_behind(tier, call);
 }
 
 static void just_pass_on(struct store_call *call)
@@ -266,17 +343,18 @@ static enum store_status tier_head(struct store *store, struct store_call *call)
     struct tier *tier = tier_of(store);
     struct gate *gate = gate_of(tier, call->hash);
     struct value *value = memory_look(tier, call);
+    bool is_absent = false;
     if (value == NULL) {
         pthread_mutex_lock(&gate->lock);
-        value = dirty_look(entry_find(gate, call));
+        struct entry *entry = entry_find(gate, call);
+        value = dirty_look(entry);
+        is_absent = entry != NULL && entry->dirty != NULL;
+        call->via.generation = gate->generation;
         pthread_mutex_unlock(&gate->lock);
     }
     if (value == NULL)
-        return forward(tier, call, just_pass_on);
-    call->length = value->length;
-    call->flags = value->flags;
-    call->expires = value->expires;
-    value_unref(value);
+        return is_absent ? STORE_MISS : read_behind(tier, call);
+    tell(call, value);
     return STORE_OK;
 }
 
@@ -302,13 +380,15 @@ static void barrier_fail(struct barrier *barrier, const struct store_call *call)
     pthread_mutex_unlock(&barrier->lock);
 }
 
-static void lane_check_barriers(struct lane *lane, const struct store_call *failed)
+/* Tells the barriers that wait for the flush of that number how it ended; failed may be NULL. */
+static void lane_tell_barriers(struct lane *lane, uint64_t number, const struct store_call *failed)
 {
     for (struct barrier_part **link = &lane->waiting; *link != NULL;) {
         struct barrier_part *part = *link;
-        if (failed != NULL)
+        bool waits = number <= part->target;
+        if (waits && failed != NULL)
             barrier_fail(part->barrier, failed);
-        if (failed == NULL && lane->finished < part->target) {
+        if (!waits || (--part->left > 0 && failed == NULL)) {
             link = &part->next;
             continue;
         }
@@ -332,26 +412,25 @@ static void lane_wait(struct lane *lane, int64_t milliseconds)
         lane_run(lane);
 }
 
-/* Takes the flush's value as it is now: from here on a newer one needs a write of its own. */
+/* Takes the flush's value as it is now: from here on a newer one needs a write of its own. The
+ * gate's lock is held. */
 static void take_off_queue(struct flush *flush)
 {
-    struct tier *tier = flush->lane->tier;
-    struct gate *gate = gate_of(tier, flush->entry->hash);
-    pthread_mutex_lock(&gate->lock);
-    flush->entry->queued = NULL;
-    flush->entry->fresh = false;
-    flush->entry->flushing++;
-    flush->value = flush->entry->dirty != NULL ? value_ref(flush->entry->dirty) : NULL;
-    pthread_mutex_unlock(&gate->lock);
+    struct entry *entry = flush->entry;
+    entry->queued = NULL;
+    entry->fresh = false;
+    entry->flushing = true;
+    flush->parked = false;
+    flush->value = entry->dirty != NULL ? value_ref(entry->dirty) : NULL;
 }
 
-static void lane_submit(struct lane *lane, struct flush *flush)
+/* Writes what take_off_queue() took. On the lane's loop. */
+static void flush_send(struct flush *flush)
 {
     struct store_call *call = &flush->call;
     enum store_status status = STORE_OK;
-    take_off_queue(flush);
     memset(call, 0, sizeof(*call));
-    call->loop = lane->loop;
+    call->loop = flush->lane->loop;
     call->done = flush_done;
     if (flush->value != NULL) {
         call->op = STORE_PUT;
@@ -359,12 +438,74 @@ static void lane_submit(struct lane *lane, struct flush *flush)
         call->key = value_key(flush->value);
         call->key_length = flush->value->key_length;
         call->value = value_ref(flush->value);
-        status = store_submit(lane->tier->back, call);
+        status = store_submit(flush->lane->tier->back, call);
     }
     if (status == STORE_PENDING)
         return;
     call->status = status;
     flush_done(call);
+}
+
+static void flush_turn(struct loop_task *task)
+{
+    flush_send(container_of(task, struct flush, turn));
+}
+
+static void lane_submit(struct lane *lane, struct flush *flush)
+{
+    struct gate *gate = gate_of(lane->tier, flush->entry->hash);
+    pthread_mutex_lock(&gate->lock);
+    bool parked = at_the_store(flush->entry);
+    flush->parked = parked;
+    if (!parked)
+        take_off_queue(flush);
+    pthread_mutex_unlock(&gate->lock);
+    if (!parked)
+        flush_send(flush);
+}
+
+static void direct_turn(struct loop_task *task);
+
+/* The key's next change, and the loop which it came from. */
+struct turn {
+    struct loop *loop; /* NULL: there is none */
+    struct loop_task *task;
+};
+
+/*
+ * Chooses what is sent to the slower store next, once that has no change of the key, and frees the
+ * entry where nothing is left. Clients' changes go first, as each that succeeds makes the dirty
+ * value one of the past, but for the turn after one of them: else a row of them that fail would
+ * hold up PERSIST. The gate's lock is held; after it start_turn() is called.
+ */
+static struct turn next_turn(struct gate *gate, struct entry *entry, bool after_direct)
+{
+    struct flush *flush = entry->queued;
+    struct store_call *call = entry->first;
+    bool parked = flush != NULL && flush->parked;
+    if (at_the_store(entry))
+        return (struct turn){.loop = NULL};
+    if (parked && (after_direct || call == NULL)) {
+        take_off_queue(flush);
+        flush->turn.run = flush_turn;
+        return (struct turn){flush->lane->loop, &flush->turn};
+    }
+    if (call == NULL) {
+        entry_settle(gate, entry);
+        return (struct turn){.loop = NULL};
+    }
+    entry->first = call->via.next;
+    if (entry->first == NULL)
+        entry->last = &entry->first;
+    entry->running++;
+    call->via.turn.run = direct_turn;
+    return (struct turn){call->loop, &call->via.turn};
+}
+
+static void start_turn(struct turn turn)
+{
+    if (turn.loop != NULL)
+        loop_post(turn.loop, turn.task);
 }
 
 /* Sends all that waits to the slower store. */
@@ -383,6 +524,7 @@ static void lane_run(struct lane *lane)
 
 static void lane_add(struct lane *lane, struct flush *flush, uint64_t bytes)
 {
+    flush->number = ++lane->queued;
     flush->next = NULL;
     *lane->last = flush;
     lane->last = &flush->next;
@@ -410,27 +552,27 @@ static void flush_done(struct store_call *call)
     memcpy(failed.text, call->text, sizeof(failed.text));
 
     pthread_mutex_lock(&gate->lock);
-    entry->flushing--;
+    entry->flushing = false;
     again = !ok && flush_again(flush);
     if (again)
         entry->queued = flush;
     else if (entry->dirty == value && value != NULL)
         set_dirty(tier, entry, NULL);
     flush->value = NULL;
-    entry_settle(gate, entry);
+    struct turn turn = next_turn(gate, entry, false);
     pthread_mutex_unlock(&gate->lock);
+    start_turn(turn);
 
     lane->finished++;
+    lane_tell_barriers(lane, flush->number, ok ? NULL : &failed);
     if (again) {
         log_debug("can't write a value to the store yet: %s", failed.text);
-        lane->queued++;
         lane_add(lane, flush, value_cost(value));
         lane_wait(lane, RETRY_MS);
     } else {
         free(flush);
     }
     value_unref(value);
-    lane_check_barriers(lane, ok ? NULL : &failed);
 }
 
 static struct lane *lane_of(struct tier *tier, const struct store_call *call)
@@ -476,36 +618,84 @@ enum road { ROAD_EXISTS, ROAD_DIRTY, ROAD_DIRECT };
 /* How a PUT is to go. The gate's lock is held. */
 static enum road choose_road(struct tier *tier, const struct entry *entry, struct store_call *call)
 {
-    struct value *value = call->value;
-    if (tier->back->ops->absent == NULL)
-        return ROAD_DIRECT; /* others share the slower store: it alone can tell */
-    struct value *there = dirty_look(entry);
+    if (is_shared(tier) || (entry != NULL && entry->direct > 0))
+        return ROAD_DIRECT;
+    struct value *there = look(tier, entry, call);
     bool is_dirty = entry != NULL && entry->dirty != NULL;
-    if (there == NULL && (entry == NULL || entry->direct == 0))
-        there = memory_look(tier, call);
-    call->value = value;
     value_unref(there);
     if (there != NULL && !call->overwrite)
         return ROAD_EXISTS;
-    if (entry != NULL && entry->direct > 0)
-        return ROAD_DIRECT;
     if (!room_for_dirty(tier, call->value))
         return ROAD_DIRECT;
     return call->overwrite || is_dirty || absent(tier, call) ? ROAD_DIRTY : ROAD_DIRECT;
 }
 
-/* From here until direct_done() all other changes of the key queue up behind it. */
-static bool start_direct(struct gate *gate, struct entry *entry, struct store_call *call)
+enum start { START_NOW, START_LATER, START_NEVER };
+
+/*
+ * Until end_direct() nothing of the key becomes dirty. START_LATER: direct_turn() is called on the
+ * call's loop once the changes before it have ended. START_NEVER: memory is short. The gate's lock
+ * is held.
+ */
+static enum start start_direct(struct tier *tier, struct gate *gate, struct entry *entry,
+                               struct store_call *call)
 {
     if (entry == NULL && (entry = entry_add(gate, call)) == NULL)
-        return false;
+        return START_NEVER;
+    lane_of(tier, call)->direct++;
     entry->direct++;
     entry->fresh = false;
-    call->via.generation = ++gate->generation;
-    return true;
+    if (is_shared(tier) || (!at_the_store(entry) && entry->first == NULL)) {
+        entry->running++;
+        return START_NOW;
+    }
+    call->via.done = call->done;
+    call->via.tier = &tier->store;
+    call->via.next = NULL;
+    *entry->last = call;
+    entry->last = &call->via.next;
+    return START_LATER;
 }
 
-/* Ends a direct change; what was stored may be kept if nothing came in between. */
+/* What has ended is the newest of the key: what was dirty is of the past. The gate's lock is held.
+ */
+static void put_ended(struct tier *tier, struct gate *gate, struct entry *entry,
+                      struct store_call *call, struct value *stored)
+{
+    if (call->status != STORE_OK)
+        return;
+    set_dirty(tier, entry, NULL);
+    /* A CLEAR may have come in between. */
+    if (stored != NULL && gate->generation == call->via.generation)
+        memory_keep(tier->memory, stored, call->hash, true);
+    else
+        memory_drop(tier->memory, call);
+}
+
+/* Forgets the call's key, of which a write that is queued then finds nothing to write; whether it
+ * was there. entry may be NULL. The gate's lock is held. */
+static bool forget(struct tier *tier, struct entry *entry, struct store_call *call)
+{
+    struct value *there = dirty_look(entry);
+    bool was_there = memory_drop(tier->memory, call) || there != NULL;
+    value_unref(there);
+    if (entry != NULL)
+        set_dirty(tier, entry, NULL);
+    return was_there;
+}
+
+/* What was here was there, whatever the slower store has seen of it; but a store that others share
+ * alone can tell. Where a DELETE fails all stays as it was, what is dirty too: otherwise what that
+ * has replaced would come back. The gate's lock is held. */
+static void delete_ended(struct tier *tier, struct entry *entry, struct store_call *call)
+{
+    if (is_shared(tier))
+        memory_drop(tier->memory, call);
+    else if (call->status != STORE_FAILED && forget(tier, entry, call))
+        call->status = STORE_OK;
+}
+
+/* Ends a direct change, of which call->status says how, and lets the next one begin. */
 static void end_direct(struct tier *tier, struct store_call *call)
 {
     struct gate *gate = gate_of(tier, call->hash);
@@ -513,20 +703,21 @@ static void end_direct(struct tier *tier, struct store_call *call)
     call->via.value = NULL;
     pthread_mutex_lock(&gate->lock);
     struct entry *entry = entry_find(gate, call);
-    entry->direct--;
-    bool alone = entry->direct == 0 && entry->dirty == NULL;
-    if (alone && stored != NULL && call->status == STORE_OK &&
-        gate->generation == call->via.generation)
-        memory_keep(tier->memory, stored, call->hash, true);
-    else if (call->status == STORE_OK && entry->dirty == NULL)
-        memory_drop(tier->memory, call);
+    if (call->op == STORE_PUT)
+        put_ended(tier, gate, entry, call, stored);
+    else
+        delete_ended(tier, entry, call);
     gate->generation++;
-    entry_settle(gate, entry);
+    entry->direct--;
+    entry->running--;
+    struct turn turn = next_turn(gate, entry, true);
     pthread_mutex_unlock(&gate->lock);
+    start_turn(turn);
+    lane_of(tier, call)->direct--;
     value_unref(stored);
 }
 
-static void put_done(struct store_call *call)
+static void direct_done(struct store_call *call)
 {
     end_direct(tier_of(call->via.tier), call);
     pass_on(call, call->status);
@@ -539,15 +730,47 @@ static enum store_status put_refused(struct store_call *call, enum store_status 
     return status;
 }
 
-/* What others share may have another end there than the value says: it is kept once it is read. */
-static enum store_status put_direct(struct tier *tier, struct store_call *call)
+/* Whether a PUT whose turn it is finds the key there. What is dirty and past its end counts as
+ * absent, though the slower store may still have what it replaced. The gate's lock is held. */
+static bool put_exists(struct tier *tier, struct entry *entry, struct store_call *call)
 {
-    bool keeps = tier->back->ops->absent != NULL;
-    call->via.value = keeps ? value_ref(call->value) : NULL;
-    enum store_status status = forward(tier, call, put_done);
+    if (call->overwrite || is_shared(tier))
+        return false;
+    struct value *there = look(tier, entry, call);
+    value_unref(there);
+    call->overwrite = there == NULL && entry->dirty != NULL;
+    return there != NULL;
+}
+
+/* Sends a change whose turn it is to the slower store. What others share may have another end there
+ * than the value says: it is kept once it is read. */
+static enum store_status run_direct(struct tier *tier, struct store_call *call)
+{
+    struct gate *gate = gate_of(tier, call->hash);
+    bool exists = false;
+    call->via.value = NULL;
+    pthread_mutex_lock(&gate->lock);
+    call->via.generation = ++gate->generation;
+    if (call->op == STORE_PUT)
+        exists = put_exists(tier, entry_find(gate, call), call);
+    pthread_mutex_unlock(&gate->lock);
+    if (call->op == STORE_PUT && !exists && !is_shared(tier))
+        call->via.value = value_ref(call->value);
+    enum store_status status =
+        exists ? put_refused(call, STORE_EXISTS) : forward(tier, call, direct_done);
+    if (status == STORE_PENDING)
+        return status;
+    call->status = status;
+    end_direct(tier, call);
+    return call->status;
+}
+
+static void direct_turn(struct loop_task *task)
+{
+    struct store_call *call = container_of(task, struct store_call, via.turn);
+    enum store_status status = run_direct(tier_of(call->via.tier), call);
     if (status != STORE_PENDING)
-        end_direct(tier, call);
-    return status;
+        pass_on(call, status);
 }
 
 static enum store_status tier_put(struct store *store, struct store_call *call)
@@ -555,7 +778,7 @@ static enum store_status tier_put(struct store *store, struct store_call *call)
     struct tier *tier = tier_of(store);
     struct gate *gate = gate_of(tier, call->hash);
     struct flush *queued = NULL;
-    bool ok = true;
+    enum start start = START_NOW;
     if (value_cost(call->value) > atomic_load(&tier->back->max_size))
         return put_refused(call,
                            store_fail(call, ERROR_TOO_LARGE,
@@ -564,18 +787,17 @@ static enum store_status tier_put(struct store *store, struct store_call *call)
     pthread_mutex_lock(&gate->lock);
     struct entry *entry = entry_find(gate, call);
     enum road road = choose_road(tier, entry, call);
-    if (road == ROAD_DIRTY)
-        ok = make_dirty(tier, gate, entry, call, &queued);
-    else if (road == ROAD_DIRECT)
-        ok = start_direct(gate, entry, call);
+    if (road == ROAD_DIRECT)
+        start = start_direct(tier, gate, entry, call);
+    else if (road == ROAD_DIRTY && !make_dirty(tier, gate, entry, call, &queued))
+        start = START_NEVER;
     pthread_mutex_unlock(&gate->lock);
-    if (!ok)
+    if (start == START_NEVER)
         return put_refused(call, store_fail(call, ERROR_INTERNAL, "out of memory"));
     if (road == ROAD_DIRECT)
-        return put_direct(tier, call);
+        return start == START_NOW ? run_direct(tier, call) : STORE_PENDING;
     if (queued != NULL) {
         struct lane *lane = queued->lane;
-        lane->queued++;
         lane_add(lane, queued, value_cost(call->value));
         if (lane->count >= FLUSH_COUNT || lane->bytes >= FLUSH_BYTES)
             lane_run(lane);
@@ -585,45 +807,34 @@ static enum store_status tier_put(struct store *store, struct store_call *call)
     return put_refused(call, road == ROAD_EXISTS ? STORE_EXISTS : STORE_OK);
 }
 
-static void delete_done(struct store_call *call)
+/* Whether the slower store has nothing of the key, and will be sent nothing but what is dirty. The
+ * gate's lock is held. */
+static bool only_in_memory(struct tier *tier, const struct entry *entry,
+                           const struct store_call *call)
 {
-    struct tier *tier = tier_of(call->via.tier);
-    enum store_status status = call->status;
-    /* What was dirty was there, whatever the slower store has seen of it. */
-    if (status == STORE_MISS && call->via.was_there)
-        status = STORE_OK;
-    call->status = STORE_OK;
-    end_direct(tier, call);
-    pass_on(call, status);
+    return entry != NULL ? entry->fresh : absent(tier, call);
 }
 
 static enum store_status tier_delete(struct store *store, struct store_call *call)
 {
     struct tier *tier = tier_of(store);
     struct gate *gate = gate_of(tier, call->hash);
-    bool ok = true;
+    enum start start = START_NOW;
     pthread_mutex_lock(&gate->lock);
     struct entry *entry = entry_find(gate, call);
-    struct value *there = dirty_look(entry);
-    bool direct = entry != NULL ? !entry->fresh : !absent(tier, call);
-    call->via.was_there = memory_drop(tier->memory, call) || there != NULL;
-    if (entry != NULL)
-        set_dirty(tier, entry, NULL); /* a write that is queued finds nothing to write */
-    gate->generation++;
-    if (direct)
-        ok = start_direct(gate, entry, call);
+    bool direct = !only_in_memory(tier, entry, call);
+    if (direct) {
+        start = start_direct(tier, gate, entry, call);
+    } else {
+        call->status = forget(tier, entry, call) ? STORE_OK : STORE_MISS;
+        gate->generation++;
+    }
     pthread_mutex_unlock(&gate->lock);
-    value_unref(there);
-    if (!ok)
+    if (start == START_NEVER)
         return store_fail(call, ERROR_INTERNAL, "out of memory");
     if (!direct)
-        return call->via.was_there ? STORE_OK : STORE_MISS;
-    call->via.value = NULL;
-    enum store_status status = forward(tier, call, delete_done);
-    if (status == STORE_PENDING)
-        return status;
-    end_direct(tier, call);
-    return status == STORE_MISS && call->via.was_there ? STORE_OK : status;
+        return call->status;
+    return start == START_NOW ? run_direct(tier, call) : STORE_PENDING;
 }
 
 /* What concerns everything: PERSIST, CLEAR, INSPECT. */
@@ -641,10 +852,14 @@ static void barrier_reaches_lane(struct loop_task *task)
     struct barrier_part *part = container_of(task, struct barrier_part, task);
     struct lane *lane = part->lane;
     part->target = lane->queued;
+    part->left = lane->queued - lane->finished;
+    if (part->left == 0) {
+        barrier_left(part->barrier);
+        return;
+    }
     part->next = lane->waiting;
     lane->waiting = part;
     lane_run(lane);
-    lane_check_barriers(lane, NULL);
 }
 
 /* Has then() called on the call's loop once all that is dirty now has been written, or has failed.
@@ -800,22 +1015,37 @@ static bool tier_attach(struct store *store, struct loop *loop)
     return true;
 }
 
+static void give_up(struct lane *lane)
+{
+    struct store_call lost = {.error = ERROR_INTERNAL};
+    snprintf(lost.text, sizeof(lost.text), "%llu values could not be written to the store",
+             (unsigned long long)(lane->queued - lane->finished));
+    log_error("%s and are lost", lost.text);
+    lane_tell_barriers(lane, 0, &lost);
+}
+
+/* Whether other loops may still wait for changes that came through this lane, or it has dirty
+ * values left. */
+static bool busy(const struct lane *lane)
+{
+    return lane->finished < lane->queued || (lane->direct > 0 && !is_shared(lane->tier));
+}
+
 /* What is dirty is written first, as far as the slower store allows in that time. */
 static void tier_detach(struct store *store, struct loop *loop)
 {
     struct tier *tier = tier_of(store);
     struct lane *lane = &tier->lanes[loop_index(loop)];
     int64_t until = clock_now() + DETACH_MS;
+    lane_run(lane);
+    while (busy(lane) && clock_now() < until)
+        loop_step(loop, 10);
     pthread_mutex_lock(&tier->lanes_lock);
     lane->attached = false;
     pthread_mutex_unlock(&tier->lanes_lock);
     loop_step(loop, 0); /* barriers that were on their way */
-    lane_run(lane);
-    while (lane->finished < lane->queued && clock_now() < until)
-        loop_step(loop, 10);
     if (lane->finished < lane->queued)
-        log_error("%llu values could not be written to the store and are lost",
-                  (unsigned long long)(lane->queued - lane->finished));
+        give_up(lane);
     loop_timer_clear(&lane->timer);
     store_detach(tier->back, loop);
 }
@@ -833,6 +1063,12 @@ static void free_gate(struct gate *gate)
     for (unsigned i = 0; i < CHAINS; i++) {
         for (struct entry *entry = gate->chains[i], *next; entry != NULL; entry = next) {
             next = entry->next;
+            for (struct store_call *call = entry->first; call != NULL; call = call->via.next) {
+                value_unref(call->value);
+                call->value = NULL;
+            }
+            if (entry->queued != NULL && entry->queued->parked)
+                free(entry->queued);
             value_unref(entry->dirty);
             free(entry);
         }

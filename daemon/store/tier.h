@@ -4,7 +4,11 @@
  * Reads fill the memory. A PUT whose key is certainly absent (store_ops.absent) or that overwrites
  * is answered from memory and reaches the slower store in the background, in batches, at most a
  * second later; until then the value is dirty, and bounded. Every other PUT and DELETE goes to the
- * slower store at once and waits for its answer. PERSIST waits for all that was dirty before it.
+ * slower store and waits for its answer. PERSIST waits for all that was dirty before it.
+ *
+ * The changes of a key reach the slower store one after the other, in the order in which they are
+ * acknowledged: each waits until the one before it has ended there. Redis, which others may change
+ * too, orders them itself.
  *
  * What is dirty and can't be written stays dirty and is tried again; PERSIST then fails with the
  * reason, and once the bound is reached PUTs go to the slower store themselves and get its error.
