@@ -48,7 +48,7 @@ static const struct option options[] = {
     {"max-unread", OPTION_SIZE, AT(max_unread), 1 * K, 4 * G, true, "1M", NULL,
      "reply bytes a client may leave unread before its next request waits"},
     {"workers", OPTION_NUMBER, AT(workers), 0, 64, false, "0", NULL,
-     "threads that serve connections; 0: as many as processors, at most 4"},
+     "threads that serve connections; 0: one for every 4 processors, at most 4"},
     {"busy-poll", OPTION_NUMBER, AT(busy_poll), 0, 1000, false, "50", NULL,
      "microseconds a worker looks for work before it sleeps, where that pays; 0: never"},
     {"max-connections", OPTION_NUMBER, AT(max_connections), 1, 1000000, true, "4096", NULL,
@@ -321,11 +321,17 @@ static uint32_t processors(void)
     return (uint32_t)CPU_COUNT(&set);
 }
 
+uint32_t config_workers(uint32_t processors)
+{
+    uint32_t workers = processors / 4 + (processors % 4 != 0);
+    return workers < 1 ? 1 : workers < 4 ? workers : 4;
+}
+
 /* Puts the real number where 0 stands for one. */
 static void resolve(struct config *config)
 {
     if (config->workers == 0)
-        config->workers = smaller(processors(), 4);
+        config->workers = config_workers(processors());
     if (config->max_inflight_per_connection == 0)
         config->max_inflight_per_connection = config->max_value_size;
 }

@@ -26,7 +26,7 @@ struct config {
     uint64_t max_inflight; /* bytes of values on their way, all connections together */
     uint64_t max_inflight_per_connection;
     uint64_t max_unread;
-    uint32_t workers;   /* at least 1: 0 in the file has become the processors' number, at most 4 */
+    uint32_t workers;   /* at least 1: 0 in the file has become config_workers() */
     uint32_t busy_poll; /* microseconds that a worker looks for work before it sleeps */
     uint32_t max_connections;
     uint32_t max_leases;
@@ -55,6 +55,13 @@ enum config_action { CONFIG_RUN, CONFIG_CHECK, CONFIG_PRINT, CONFIG_VERSION, CON
 struct config *config_load(int argc, char **argv, enum config_action *action, FILE *err);
 
 void config_free(struct config *config);
+
+/*
+ * How many workers `workers = 0` means on so many processors: one for every four or part of four,
+ * 1 to 4. The clients need the rest, and each worker that a few clients spread over wakes up for
+ * less, which costs more CPU a request.
+ */
+uint32_t config_workers(uint32_t processors);
 
 /* --print-config: every option as the file would have it, with where its value came from. */
 void config_print(const struct config *config, FILE *out);

@@ -217,6 +217,7 @@ static unsigned assert_same(const struct config *one, const struct config *other
 START_TEST(defaults)
 {
     struct config *config = LOAD(named);
+    cpu_set_t set;
 
     ck_assert_int_eq(action, CONFIG_RUN);
     ck_assert_str_eq(config->backend, "sqlite");
@@ -225,8 +226,8 @@ START_TEST(defaults)
     ck_assert_uint_eq(config->max_inflight, 2147483648);
     ck_assert_uint_eq(config->max_inflight_per_connection, 536870912);
     ck_assert_uint_eq(config->max_unread, 1048576);
-    ck_assert_uint_ge(config->workers, 1);
-    ck_assert_uint_le(config->workers, 4);
+    ck_assert_int_eq(sched_getaffinity(0, sizeof(set), &set), 0);
+    ck_assert_uint_eq(config->workers, config_workers((uint32_t)CPU_COUNT(&set)));
     ck_assert_uint_eq(config->max_connections, 4096);
     ck_assert_uint_eq(config->max_leases, 1024);
     ck_assert_int_eq(config->idle_timeout, 600000);
@@ -835,6 +836,18 @@ START_TEST(places_too_long_for_a_socket)
 }
 END_TEST
 
+START_TEST(one_worker_for_every_four_processors)
+{
+    static const struct {
+        uint32_t processors, workers;
+    } rows[] = {{0, 1}, {1, 1},  {2, 1},  {3, 1},  {4, 1},  {5, 2},    {8, 2},
+                {9, 3}, {12, 3}, {13, 4}, {16, 4}, {17, 4}, {1024, 4}, {UINT32_MAX, 4}};
+
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
+        ck_assert_uint_eq(config_workers(rows[i].processors), rows[i].workers);
+}
+END_TEST
+
 START_TEST(numbers_that_0_stands_for)
 {
     struct config *config;
@@ -1097,6 +1110,7 @@ static Suite *config_suite(void)
     tcase_add_test(tests, places_of_a_users_service);
     tcase_add_test(tests, places_of_root);
     tcase_add_test(tests, places_too_long_for_a_socket);
+    tcase_add_test(tests, one_worker_for_every_four_processors);
     tcase_add_test(tests, numbers_that_0_stands_for);
     tcase_add_test(tests, print_says_where_from);
     tcase_add_test(tests, print_is_read_back);
