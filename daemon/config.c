@@ -76,6 +76,10 @@ static const struct option options[] = {
      "what all keys in it begin with"},
     {"redis-expiration", OPTION_TIME, AT(redis_expiration), 0, 10 * YEAR, false, "1h", NULL,
      "life of an entry that has none of its own; 0: for ever"},
+    {"redis-timeout", OPTION_TIME, AT(redis_timeout), 1, DAY, false, "1s", NULL,
+     "how long an answer of it may take"},
+    {"redis-connect-timeout", OPTION_TIME, AT(redis_connect_timeout), 1, DAY, false, "100ms", NULL,
+     "how long a request waits for a connection to it"},
 };
 
 enum { OPTIONS = sizeof(options) / sizeof(options[0]) };

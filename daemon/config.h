@@ -41,6 +41,8 @@ struct config {
     char *redis_password_file; /* "" : none */
     char *redis_prefix;        /* "liara/" */
     int64_t redis_expiration;  /* milliseconds, 0: never */
+    int64_t redis_timeout;     /* milliseconds, as the next: at least 1 */
+    int64_t redis_connect_timeout;
 };
 
 /* What the command line asks for beside options. */

@@ -34,8 +34,7 @@ enum {
     PREFIX_MAX = 255,
     FULL_KEY_MAX = PREFIX_MAX + MESSAGE_KEY_MAX,
     HEADER_SIZE = 16,
-    ANSWER_MS = 1000, /* of a call, beside what its bytes take */
-    SCAN_MS = 5000,   /* CLEAR or INSPECT as a whole */
+    SCAN_TIMES = 5, /* CLEAR or INSPECT as a whole may take, in redis-timeout */
     SCAN_COUNT = 1000,
     SCAN_SAMPLES = 4096, /* entries whose size INSPECT asks for */
     SLICE = 1 << 20,     /* bytes of an entry that are asked for at once, */
@@ -181,7 +180,7 @@ static struct redis_conn *conn_of(const struct redis *redis, const struct store_
     return index < LOOPS_MAX ? redis->conns[index] : NULL;
 }
 
-static struct work *work_new(struct redis *redis, struct store_call *call, int64_t time)
+static struct work *work_new(struct redis *redis, struct store_call *call, unsigned times)
 {
     struct work *work = calloc(1, sizeof(*work));
     if (work == NULL)
@@ -191,13 +190,13 @@ static struct work *work_new(struct redis *redis, struct store_call *call, int64
     work->op.finish = work_finish;
     work->value = call->value;
     call->value = NULL;
-    work->ends = clock_now() + time;
+    work->ends = clock_now() + times * redis->server.answer_ms;
     strcpy(work->cursor, "0");
     return work;
 }
 
-/* time: the milliseconds for all steps together. */
-static enum store_status begin(struct store *store, struct store_call *call, int64_t time,
+/* times: all steps together may take so many times redis-timeout, beside what its bytes take. */
+static enum store_status begin(struct store *store, struct store_call *call, unsigned times,
                                bool (*ask)(struct redis_op *),
                                void (*take)(struct redis_op *, redisReply *))
 {
@@ -205,7 +204,7 @@ static enum store_status begin(struct store *store, struct store_call *call, int
     struct redis_conn *conn = conn_of(redis, call);
     if (conn == NULL)
         return store_fail(call, ERROR_INTERNAL, "Redis: this loop has no connection");
-    struct work *work = work_new(redis, call, time);
+    struct work *work = work_new(redis, call, times);
     if (work == NULL)
         return store_fail(call, ERROR_INTERNAL, "out of memory");
     work->op.ask = ask;
@@ -489,7 +488,7 @@ static void take_get(struct redis_op *op, redisReply *reply)
 
 static enum store_status redis_get(struct store *store, struct store_call *call)
 {
-    return begin(store, call, ANSWER_MS, ask_get, take_get);
+    return begin(store, call, 1, ask_get, take_get);
 }
 
 /* Without its bytes the checksum can't be compared: of a damaged entry this tells the size. */
@@ -548,7 +547,7 @@ static void take_head(struct redis_op *op, redisReply *reply)
 
 static enum store_status redis_head(struct store *store, struct store_call *call)
 {
-    return begin(store, call, ANSWER_MS, ask_head, take_head);
+    return begin(store, call, 1, ask_head, take_head);
 }
 
 /* Milliseconds that the value is to live: its own end or redis-expiration, whichever is first. */
@@ -625,7 +624,7 @@ static enum store_status start_put(struct store *store, struct store_call *call)
                           "Redis takes no value of more than %" PRIu64
                           " bytes (its proto-max-bulk-len, less %d)",
                           most - HEADER_SIZE, HEADER_SIZE);
-    return begin(store, call, ANSWER_MS, ask_put, take_put);
+    return begin(store, call, 1, ask_put, take_put);
 }
 
 static enum store_status redis_put(struct store *store, struct store_call *call)
@@ -669,7 +668,7 @@ static void take_delete(struct redis_op *op, redisReply *reply)
 
 static enum store_status redis_delete(struct store *store, struct store_call *call)
 {
-    return begin(store, call, ANSWER_MS, ask_delete, take_delete);
+    return begin(store, call, 1, ask_delete, take_delete);
 }
 
 /* Redis's pattern for whatever begins with the full prefix. */
@@ -739,10 +738,9 @@ static void clear_on(struct redis_op *op)
     else if (strcmp(work->cursor, "0") == 0)
         redis_op_finish(op, STORE_OK);
     else
-        redis_op_finish(op,
-                        store_fail(op->call, ERROR_TIMEOUT,
-                                   "%" PRIu64 " entries removed in %d s, and not done; ask again",
-                                   op->call->entries, SCAN_MS / 1000));
+        redis_op_finish(op, store_fail(op->call, ERROR_TIMEOUT,
+                                       "%" PRIu64 " entries removed in time, not all; ask again",
+                                       op->call->entries));
 }
 
 /* UNLINK key…: what SCAN has found. */
@@ -795,7 +793,7 @@ static void take_clear(struct redis_op *op, redisReply *reply)
 static enum store_status redis_clear(struct store *store, struct store_call *call)
 {
     call->entries = 0;
-    return begin(store, call, SCAN_MS, ask_scan, take_clear);
+    return begin(store, call, SCAN_TIMES, ask_scan, take_clear);
 }
 
 static void take_inspect(struct redis_op *op, redisReply *reply);
@@ -874,7 +872,7 @@ static enum store_status redis_inspect(struct store *store, struct store_call *c
     call->entries = 0;
     call->size = 0;
     call->approximate = true;
-    return begin(store, call, SCAN_MS, ask_scan, take_inspect);
+    return begin(store, call, SCAN_TIMES, ask_scan, take_inspect);
 }
 
 /* Every write that was answered is in Redis; whether on its disk as well, its settings tell. */
@@ -904,7 +902,7 @@ static void take_persist(struct redis_op *op, redisReply *reply)
 static enum store_status redis_persist(struct store *store, struct store_call *call)
 {
     call->durable = true;
-    return begin(store, call, ANSWER_MS, ask_persist, take_persist);
+    return begin(store, call, 1, ask_persist, take_persist);
 }
 
 static bool redis_attach(struct store *store, struct loop *loop)

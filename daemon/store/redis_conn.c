@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <hiredis/adapters/libevent.h>
 #include <hiredis/async.h>
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,8 +16,6 @@
 #include <sys/param.h>
 
 enum {
-    CONNECT_MS = 100, /* also how long a call waits for a connection */
-    ANSWER_MS = 1000,
     RATE = 65536, /* bytes in a millisecond */
     RETRY_FIRST_MS = 50,
     RETRY_LAST_MS = 1000,
@@ -78,7 +77,7 @@ static void conn_fail_ops(struct redis_conn *conn)
     conn->ops = conn->unasked = NULL;
     conn->last = &conn->ops;
     for (struct redis_op *next; op != NULL; op = next) {
-        bool late = clock_now() >= op->started + ANSWER_MS;
+        bool late = clock_now() >= op->started + conn->server->answer_ms;
         next = op->next;
         op->call->status = store_fail(op->call, late ? ERROR_TIMEOUT : ERROR_UNAVAILABLE,
                                       "Redis at %s: %s", conn->server->where, conn->why);
@@ -115,7 +114,7 @@ static void conn_next_address(struct redis_conn *conn)
 {
     conn->address = (conn->address + 1) % conn->server->address_count;
     conn_set_alarm(conn, 0);
-    if (clock_now() >= conn->attempt + CONNECT_MS)
+    if (clock_now() >= conn->attempt + conn->server->connect_ms)
         conn_fail_ops(conn);
 }
 
@@ -127,7 +126,7 @@ static void conn_lost(struct redis_conn *conn)
         conn_next_address(conn);
         return;
     }
-    if (state == CONN_READY && clock_now() >= conn->began + ANSWER_MS)
+    if (state == CONN_READY && clock_now() >= conn->began + conn->server->answer_ms)
         conn->delay = 0;
     /* A server may close an idle connection; only if it is not to be had again is that an outage.
      */
@@ -179,15 +178,15 @@ static void alarm_connecting(struct redis_conn *conn)
     if (conn->ac == NULL)
         conn_connect(conn);
     else
-        conn_drop(conn, "no connection within %d ms", CONNECT_MS);
+        conn_drop(conn, "no connection within %" PRId64 " ms", conn->server->connect_ms);
 }
 
 /* Those who wait for the connection give up before it does. */
 static void alarm_greeting(struct redis_conn *conn)
 {
     int64_t now = clock_now();
-    int64_t left = conn->began + ANSWER_MS - now;
-    int64_t patience = conn->attempt + CONNECT_MS - now;
+    int64_t left = conn->began + conn->server->answer_ms - now;
+    int64_t patience = conn->attempt + conn->server->connect_ms - now;
     if (left <= 0) {
         conn_drop(conn, "it does not answer");
     } else if (patience > 0) {
@@ -205,11 +204,11 @@ static void alarm_ready(struct redis_conn *conn)
     if (op == NULL)
         return;
     int64_t extra = MAX(conn_sent(conn) - op->sent, 0) / RATE;
-    int64_t left = op->started + ANSWER_MS + extra - clock_now();
+    int64_t left = op->started + conn->server->answer_ms + extra - clock_now();
     if (left > 0)
         conn_set_alarm(conn, left);
     else
-        conn_drop(conn, "no answer within %d ms", ANSWER_MS);
+        conn_drop(conn, "no answer within %" PRId64 " ms", conn->server->answer_ms);
 }
 
 static void alarm_broken(struct redis_conn *conn)
@@ -306,6 +305,7 @@ static void on_bulk_max(redisAsyncContext *ac, void *data, void *arg)
         return;
     read_bulk_max(conn, data);
     conn_enter(conn, CONN_READY);
+    conn_set_alarm(conn, conn->server->answer_ms);
     redis_server_back(conn->server, &conn->away);
     conn_feed(conn);
 }
@@ -340,7 +340,8 @@ static void on_connect(const redisAsyncContext *ac, int status)
         return;
     }
     conn_enter(conn, CONN_GREETING);
-    conn_set_alarm(conn, conn->attempt + CONNECT_MS - conn->began);
+    conn_set_alarm(
+        conn, MIN(conn->attempt + conn->server->connect_ms - conn->began, conn->server->answer_ms));
     if (!conn_greet(conn))
         conn_break(conn, "out of memory");
 }
@@ -435,7 +436,7 @@ static void conn_connect(struct redis_conn *conn)
     else if (!conn_adopt(conn, conn->ac))
         conn_drop(conn, "can't watch the connection");
     else
-        conn_set_alarm(conn, CONNECT_MS);
+        conn_set_alarm(conn, conn->server->connect_ms);
 }
 
 /* Whether a call has a chance: it may wait a little for a connection that is being made. */
@@ -444,7 +445,7 @@ static bool conn_usable(const struct redis_conn *conn)
     if (conn->state == CONN_CONNECTING && conn->ac == NULL && conn->tried == 0)
         return true;
     if (conn->state == CONN_CONNECTING || conn->state == CONN_GREETING)
-        return clock_now() < conn->attempt + CONNECT_MS;
+        return clock_now() < conn->attempt + conn->server->connect_ms;
     return conn->state == CONN_READY;
 }
 
@@ -459,7 +460,7 @@ static void conn_feed(struct redis_conn *conn)
         conn->unasked = op->next;
     }
     if (conn->ops != NULL && !conn->alarm_set)
-        conn_set_alarm(conn, ANSWER_MS);
+        conn_set_alarm(conn, conn->server->answer_ms);
 }
 
 /* Also called without a reply for each that a dying context awaits: those fail with it elsewhere.

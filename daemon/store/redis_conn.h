@@ -3,9 +3,10 @@
  * in the background, logging in, time-outs, and which answer belongs to whom. It knows commands and
  * replies, not what they mean. Everything here runs on the loop's own thread.
  *
- * hiredis 0.14.1 has no time-outs. Here the oldest command has a second, and a millisecond more for
- * each 64 KiB that were sent since. Once it is late the connection is closed, so that an answer
- * that comes later finds nobody. Nobody waits longer than 100 ms for a connection.
+ * hiredis 0.14.1 has no time-outs. Here the oldest command has redis-timeout, and a millisecond
+ * more for each 64 KiB that were sent since. Once it is late the connection is closed, so that an
+ * answer that comes later finds nobody. Nobody waits longer than redis-connect-timeout for a
+ * connection.
  */
 #ifndef LIARA_STORE_REDIS_CONN_H
 #define LIARA_STORE_REDIS_CONN_H

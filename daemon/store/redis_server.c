@@ -76,6 +76,8 @@ bool redis_server_open(struct redis_server *server, const struct config *config,
     const char *path = config->redis_socket, *password = config->redis_password_file;
     bool by_path = path != NULL && path[0] != '\0';
     server->database = config->redis_database;
+    server->answer_ms = config->redis_timeout;
+    server->connect_ms = config->redis_connect_timeout;
     return (by_path ? find_socket(server, path, why, size)
                     : find_host(server, config->redis_host, config->redis_port, why, size)) &&
            (password == NULL || password[0] == '\0' || read_password(server, password, why, size));

@@ -32,6 +32,8 @@ struct redis_server {
     uint16_t port;
     uint32_t database;
     char password[REDIS_PASSWORD_MAX]; /* "": none */
+    int64_t answer_ms;                 /* how long the oldest command may take */
+    int64_t connect_ms;                /* how long a call waits for a connection */
     atomic_uint away;                  /* connections that miss it */
     atomic_int told;                   /* an enum redis_trouble: the worst that was logged */
 };

@@ -241,6 +241,8 @@ START_TEST(defaults)
     ck_assert_str_eq(config->redis_password_file, "");
     ck_assert_str_eq(config->redis_prefix, "liara/");
     ck_assert_int_eq(config->redis_expiration, 3600000);
+    ck_assert_int_eq(config->redis_timeout, 1000);
+    ck_assert_int_eq(config->redis_connect_timeout, 100);
     config_free(config);
 }
 END_TEST
@@ -905,7 +907,7 @@ static void assert_round_trip(struct config *config)
 
     print(config, text);
     again = load_file(text);
-    ck_assert_uint_eq(assert_same(config, again), 26);
+    ck_assert_uint_eq(assert_same(config, again), 28);
     config_free(again);
     config_free(config);
 }

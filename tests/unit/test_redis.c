@@ -30,9 +30,9 @@
 #include <unistd.h>
 
 enum {
-    WAIT_MS = 20000,
-    SLACK_MS = 400, /* for a machine that is busy */
-    BACK_MS = 2000, /* a server that is back is used again within */
+    WAIT_MS = 60000,      /* for what has to happen, however busy the machine is */
+    ENDLESS_MS = 3600000, /* the store's time-outs where a test is not about them */
+    CLOCKS_MS = 20,       /* how far the server's clock and ours may drift apart in a test */
     RACERS = 16,
     RACE_KEYS = 100,
     REPLACED = 300
@@ -193,6 +193,8 @@ static void set_up(void)
         .redis_password_file = empty,
         .redis_prefix = prefix,
         .redis_expiration = 3600000,
+        .redis_timeout = ENDLESS_MS,
+        .redis_connect_timeout = ENDLESS_MS,
     };
     fflush(stderr);
     int fd = open(bench.log, O_CREAT | O_WRONLY | O_APPEND, 0600);
@@ -357,31 +359,39 @@ static void expect_get(const char *key, const char *bytes)
     expect_bytes(&get, bytes, strlen(bytes));
 }
 
-/* The call fails like that, and takes between these milliseconds. */
-static void expect_failure(struct ask ask, enum error_code error, int64_t least, int64_t most)
+/* The call fails like that, after so many milliseconds or more. */
+static void expect_failure_after(struct ask ask, enum error_code error, int64_t least)
 {
     ck_assert_int_eq(run(&ask), STORE_FAILED);
     ck_assert_msg(ask.call.error == error, "%s: %s", message_error_name(ask.call.error),
                   ask.call.text);
-    ck_assert_msg(ask.took >= least && ask.took <= most, "%s: after %d ms", ask.call.text,
-                  (int)ask.took);
+    ck_assert_msg(ask.took >= least, "%s: after %d ms", ask.call.text, (int)ask.took);
 }
 
-/* Asks until it answers, at most so long; returns how long it took. */
-static int64_t expect_back(const char *key, const char *bytes)
+/* That it needs no time-out to fail shows where these are endless. */
+static void expect_failure(struct ask ask, enum error_code error)
 {
-    int64_t began = clock_now();
+    expect_failure_after(ask, error, 0);
+}
+
+/* Asks until the server answers, though it may be away for a while. */
+static void until_it_answers(void)
+{
+    int64_t end = clock_now() + WAIT_MS;
     for (;;) {
-        struct ask get = new_ask(STORE_GET, key);
-        if (run(&get) == STORE_OK) {
-            expect_bytes(&get, bytes, strlen(bytes));
-            break;
-        }
-        ck_assert_msg(clock_now() - began < BACK_MS, "not back: %s", get.call.text);
+        struct ask head = new_ask(STORE_HEAD, "nothing");
+        if (run(&head) == STORE_MISS)
+            return;
+        ck_assert_msg(clock_now() < end, "no answer: %s", head.call.text);
         pass(10);
     }
-    ck_assert_int_le(clock_now() - began, BACK_MS);
-    return clock_now() - began;
+}
+
+/* The server that was away is used again. */
+static void expect_back(const char *key, const char *bytes)
+{
+    until_it_answers();
+    expect_get(key, bytes);
 }
 
 START_TEST(an_entry_is_one_string_under_the_prefix)
@@ -548,53 +558,56 @@ START_TEST(what_is_damaged_is_a_miss_and_deleted)
 }
 END_TEST
 
-/* Puts a value that lives so long by itself and returns the server's view and GET's. */
+/* Puts a value that lives so long by itself: the server's view of its life is told, and GET's. */
 static void put_living(const char *key, int64_t lives, long long *server, int64_t *told)
 {
     struct ask ask = new_put(key, "value"), get = new_ask(STORE_GET, key);
-    struct ask head = new_ask(STORE_HEAD, key);
     ask.call.value->expires = lives == 0 ? CLOCK_NEVER : clock_now() + lives;
     expect_status(ask, STORE_OK);
     *server = raw_number("PTTL liara/%s", key);
     ck_assert_int_eq(run(&get), STORE_OK);
-    ck_assert_int_eq(run(&head), STORE_OK);
     *told = get.call.value->expires;
-    if (*told == CLOCK_NEVER)
-        ck_assert_int_eq(head.call.expires, CLOCK_NEVER);
-    else
-        ck_assert_int_le(llabs((long long)(head.call.expires - *told)), SLACK_MS);
     if (*told != CLOCK_NEVER)
         *told -= clock_now();
     expect_bytes(&get, "value", 5);
 }
 
-static void expect_life(long long server, int64_t told, int64_t milliseconds)
+/* A life of that many milliseconds, of which so much may be over as this takes; HEAD tells it too.
+ */
+static void expect_life(const char *key, int64_t lives, int64_t milliseconds)
 {
+    struct ask head = new_ask(STORE_HEAD, key);
+    int64_t began = clock_now(), told;
+    long long server;
+    put_living(key, lives, &server, &told);
+    ck_assert_int_eq(run(&head), STORE_OK);
+    int64_t now = clock_now(), least = milliseconds - (now - began) - CLOCKS_MS;
     ck_assert_int_le(server, milliseconds);
-    ck_assert_int_ge(server, milliseconds - SLACK_MS);
+    ck_assert_int_ge(server, least);
     ck_assert_int_le(told, milliseconds);
-    ck_assert_int_ge(told, milliseconds - SLACK_MS);
+    ck_assert_int_ge(told, least);
+    ck_assert_int_le(head.call.expires, now + milliseconds);
+    ck_assert_int_ge(head.call.expires, now + least);
 }
 
 START_TEST(a_life_is_the_shorter_of_two)
 {
+    struct ask head = new_ask(STORE_HEAD, "never");
     long long server;
     int64_t told;
     start();
-    put_living("default", 0, &server, &told);
-    expect_life(server, told, 3600000);
-    put_living("own", 60000, &server, &told);
-    expect_life(server, told, 60000);
-    put_living("longer", 7200000, &server, &told);
-    expect_life(server, told, 3600000);
+    expect_life("default", 0, 3600000);
+    expect_life("own", 60000, 60000);
+    expect_life("longer", 7200000, 3600000);
     close_store();
     bench.config.redis_expiration = 0;
     open_store();
     put_living("never", 0, &server, &told);
     ck_assert_int_eq(server, -1);
     ck_assert_int_eq(told, CLOCK_NEVER);
-    put_living("alone", 7200000, &server, &told);
-    expect_life(server, told, 7200000);
+    ck_assert_int_eq(run(&head), STORE_OK);
+    ck_assert_int_eq(head.call.expires, CLOCK_NEVER);
+    expect_life("alone", 7200000, 7200000);
 }
 END_TEST
 
@@ -704,7 +717,7 @@ START_TEST(the_refusal_ends_with_its_reason)
     raw_number("AUTH right");
     raw_number("CONFIG SET requirepass later");
     raw_number("SET liara/key foreign");
-    pass(1300);
+    until_it_answers();
     expect_status(new_ask(STORE_GET, "key"), STORE_MISS);
     ck_assert_int_eq(logged("back again"), 1);
 }
@@ -766,24 +779,45 @@ END_TEST
 START_TEST(a_server_that_is_not_there_is_waited_for)
 {
     open_store();
-    expect_failure(new_ask(STORE_GET, "key"), ERROR_UNAVAILABLE, 0, 100 + SLACK_MS);
+    expect_failure(new_ask(STORE_GET, "key"), ERROR_UNAVAILABLE);
     for (enum store_op op = STORE_GET; op <= STORE_PERSIST; op++) {
         struct ask ask = op == STORE_PUT ? new_put("key", "value") : new_ask(op, "key");
-        expect_failure(ask, ERROR_UNAVAILABLE, 0, 100 + SLACK_MS);
+        expect_failure(ask, ERROR_UNAVAILABLE);
     }
-    pass(1500);
+    pass(1500); /* some attempts */
     ck_assert_int_eq(logged("Redis at"), 1);
     ck_assert_int_eq(logged("No such file"), 1);
     start_server();
-    int64_t began = clock_now();
-    while (logged("back again") == 0 && clock_now() < began + BACK_MS)
+    int64_t end = clock_now() + WAIT_MS;
+    while (logged("back again") == 0 && clock_now() < end) /* though nobody asks */
         pass(10);
     ck_assert_int_eq(logged("back again"), 1);
     put("key", "value");
 }
 END_TEST
 
-START_TEST(a_stopped_server_costs_a_second_and_no_more)
+/* A store that gives up soon, on a server that now answers it. */
+static void open_impatient_store(void)
+{
+    bench.config.redis_timeout = 3000;
+    bench.config.redis_connect_timeout = 100;
+    open_store();
+    until_it_answers();
+}
+
+/* While the first had to wait for the time-out, these don't: together they are far below theirs. */
+static void expect_cheap_failures(void)
+{
+    int64_t began = clock_now();
+    for (int i = 0; i < 20; i++) {
+        struct ask ask = new_ask(STORE_GET, "key-3");
+        ck_assert_int_eq(run(&ask), STORE_FAILED);
+        ck_assert(ask.call.error == ERROR_UNAVAILABLE || ask.call.error == ERROR_TIMEOUT);
+    }
+    ck_assert_int_lt(clock_now() - began, 10 * bench.config.redis_timeout);
+}
+
+START_TEST(a_stopped_server_costs_the_timeout_and_no_more)
 {
     char key[32], bytes[32];
     start();
@@ -792,6 +826,8 @@ START_TEST(a_stopped_server_costs_a_second_and_no_more)
         snprintf(bytes, sizeof(bytes), "value-%d", i);
         put(key, bytes);
     }
+    close_store();
+    open_impatient_store();
     for (int round = 0; round < 2; round++) {
         kill(bench.server, SIGSTOP);
         struct ask first = new_ask(STORE_GET, "key-1"), second = new_ask(STORE_HEAD, "key-2");
@@ -800,11 +836,8 @@ START_TEST(a_stopped_server_costs_a_second_and_no_more)
         ck_assert_int_eq(wait_for(bench.loop, &first), STORE_FAILED);
         ck_assert_int_eq(wait_for(bench.loop, &second), STORE_FAILED);
         ck_assert_int_eq(first.call.error, ERROR_TIMEOUT);
-        ck_assert_int_eq(second.call.error, ERROR_TIMEOUT);
-        ck_assert_int_ge(first.took, 1000);
-        ck_assert_int_le(second.took, 1000 + SLACK_MS);
-        expect_failure(new_ask(STORE_GET, "key-3"), ERROR_UNAVAILABLE, 0, 100 + SLACK_MS);
-        expect_failure(new_ask(STORE_GET, "key-4"), ERROR_UNAVAILABLE, 0, SLACK_MS / 2);
+        ck_assert_int_ge(first.took, bench.config.redis_timeout);
+        expect_cheap_failures();
         pass(round * 3500);
         kill(bench.server, SIGCONT);
         expect_back("key-5", "value-5");
@@ -834,32 +867,41 @@ START_TEST(a_killed_server_is_used_again)
     for (int i = 0; i < 3; i++) {
         ck_assert_int_eq(wait_for(bench.loop, &asks[i]), STORE_FAILED);
         ck_assert_int_eq(asks[i].call.error, ERROR_UNAVAILABLE);
-        ck_assert_int_le(asks[i].took, 50 + SLACK_MS);
     }
     pass(20);
     for (int i = 0; i < 5; i++)
-        expect_failure(new_ask(STORE_GET, "key"), ERROR_UNAVAILABLE, 0, SLACK_MS / 2);
+        expect_failure(new_ask(STORE_GET, "key"), ERROR_UNAVAILABLE);
     pass(2500); /* the longest back-off */
     start_server();
-    int64_t began = clock_now();
-    for (struct ask put_it; put_it = new_put("key", "after"), run(&put_it) != STORE_OK;) {
-        ck_assert_int_lt(clock_now() - began, BACK_MS);
-        pass(10);
-    }
+    until_it_answers();
+    put("key", "after");
     expect_get("key", "after");
     ck_assert_int_eq(logged("trying again"), 1);
     ck_assert_int_eq(logged("back again"), 1);
 }
 END_TEST
 
+/* How many clients the server has. */
+static int raw_clients(void)
+{
+    redisReply *reply = redisCommand(bench.raw, "CLIENT LIST TYPE normal");
+    ck_assert(reply != NULL && reply->type == REDIS_REPLY_STRING);
+    int lines = 0;
+    for (const char *c = reply->str; *c != '\0'; c++)
+        lines += *c == '\n';
+    freeReplyObject(reply);
+    return lines;
+}
+
 START_TEST(an_idle_connection_may_be_closed)
 {
     start();
     put("key", "value");
-    pass(1100);
     for (int i = 0; i < 3; i++) {
         ck_assert_int_ge(raw_number("CLIENT KILL TYPE normal"), 1);
-        pass(100);
+        int64_t end = clock_now() + WAIT_MS;
+        while (raw_clients() < 2 && clock_now() < end) /* ours and the store's next */
+            pass(10);
         expect_get("key", "value");
     }
     ck_assert_int_eq(logged("Redis at"), 0);
@@ -953,34 +995,40 @@ static void fake_stop(struct fake *fake)
     close_store();
 }
 
+static void fake_await(struct fake *fake, int accepted)
+{
+    int64_t end = clock_now() + WAIT_MS;
+    while (atomic_load(&fake->accepted) < accepted && clock_now() < end)
+        pass(10);
+    ck_assert_int_ge(atomic_load(&fake->accepted), accepted);
+}
+
 START_TEST(a_server_that_never_answers_is_no_server)
 {
     struct fake fake = {.greeting = NULL};
+    int64_t began = clock_now();
+    bench.config.redis_timeout = 3000;
+    bench.config.redis_connect_timeout = 100;
     fake_start(&fake);
-    struct ask early = new_put("key", "value");
-    submit(bench.loop, &early);
-    ck_assert_int_eq(wait_for(bench.loop, &early), STORE_FAILED);
-    ck_assert_int_eq(early.call.error, ERROR_UNAVAILABLE);
-    ck_assert_int_ge(early.took, 90);
-    ck_assert_int_le(early.took, 100 + SLACK_MS);
-    for (int i = 0; i < 10; i++) {
-        expect_failure(new_ask(STORE_GET, "key"), ERROR_UNAVAILABLE, 0, 100 + SLACK_MS);
-        pass(250);
-    }
+    expect_failure_after(new_put("key", "value"), ERROR_UNAVAILABLE, 90);
+    expect_cheap_failures();
+    fake_await(&fake, 2);
     ck_assert_int_eq(logged("it does not answer"), 1);
-    ck_assert_int_ge(atomic_load(&fake.accepted), 2);
-    ck_assert_int_le(atomic_load(&fake.accepted), 4);
+    /* Each attempt lasts as long as an answer may. */
+    ck_assert_int_le(atomic_load(&fake.accepted),
+                     2 + (clock_now() - began) / bench.config.redis_timeout);
     fake_stop(&fake);
 }
 END_TEST
 
-START_TEST(a_server_that_falls_silent_costs_a_second)
+START_TEST(a_server_that_falls_silent_costs_the_timeout)
 {
     struct fake fake = {.greeting = "+OK\r\n", .text = ""};
+    bench.config.redis_timeout = 1000;
     fake_start(&fake);
     for (enum store_op op = STORE_GET; op <= STORE_PERSIST; op++) {
         struct ask ask = op == STORE_PUT ? new_put("key", "value") : new_ask(op, "key");
-        expect_failure(ask, ERROR_TIMEOUT, 1000, 1000 + SLACK_MS);
+        expect_failure_after(ask, ERROR_TIMEOUT, 1000);
         close_store(); /* else the next might meet a back-off */
         open_store();
     }
@@ -988,19 +1036,20 @@ START_TEST(a_server_that_falls_silent_costs_a_second)
 }
 END_TEST
 
-/* Bytes that come slowly are no progress. */
-START_TEST(a_server_that_drips_costs_a_second)
+/* Bytes that come slowly are no progress: all of them would take longer. */
+START_TEST(a_server_that_drips_costs_the_timeout)
 {
     struct fake fake = {.greeting = "+OK\r\n",
                         .text = ":30\r\n$30\r\nLCv1aaaabbbbbbbbcccccccccccccc\r\n:-1\r\n",
                         .drips = true};
+    bench.config.redis_timeout = 1000;
     fake_start(&fake);
-    expect_failure(new_ask(STORE_GET, "key"), ERROR_TIMEOUT, 1000, 1000 + SLACK_MS);
+    expect_failure_after(new_ask(STORE_GET, "key"), ERROR_TIMEOUT, 1000);
     fake_stop(&fake);
 }
 END_TEST
 
-/* Whatever comes, the call fails as unavailable and soon, and the next is answered too. */
+/* Whatever comes, the call fails as unavailable without a time-out, and the next one does too. */
 static const struct mad {
     const char *text;
     bool closes;
@@ -1034,7 +1083,7 @@ START_TEST(a_mad_server_does_no_harm)
     struct fake fake = {.greeting = "+OK\r\n", .text = mad[_i].text, .closes = mad[_i].closes};
     fake_start(&fake);
     for (int i = 0; i < 3; i++) {
-        expect_failure(new_ask(STORE_GET, "key"), ERROR_UNAVAILABLE, 0, SLACK_MS);
+        expect_failure(new_ask(STORE_GET, "key"), ERROR_UNAVAILABLE);
         pass(150);
     }
     fake_stop(&fake);
@@ -1057,7 +1106,7 @@ START_TEST(more_answers_than_questions_do_no_harm)
         ck_assert(ask.call.status == STORE_MISS || ask.call.error == ERROR_UNAVAILABLE);
         pass(150);
     }
-    ck_assert_int_ge(atomic_load(&fake.accepted), 2);
+    fake_await(&fake, 2);
     fake_stop(&fake);
 }
 END_TEST
@@ -1077,11 +1126,11 @@ START_TEST(every_method_survives_every_kind_of_answer)
     char text[128];
     snprintf(text, sizeof(text), "%s%s%s", kinds[_i], kinds[_i], kinds[_i]);
     struct fake fake = {.greeting = "+OK\r\n", .text = text};
+    bench.config.redis_timeout = 1000; /* some await more answers than there are */
     fake_start(&fake);
     for (enum store_op op = STORE_GET; op <= STORE_PERSIST; op++) {
         struct ask ask = op == STORE_PUT ? new_put("key", "value") : new_ask(op, "key");
         enum store_status status = run(&ask);
-        ck_assert_int_le(ask.took, 1000 + SLACK_MS);
         ck_assert(!(op == STORE_GET && status == STORE_OK));
         for (const char *c = ask.call.text; status == STORE_FAILED && *c != '\0'; c++)
             ck_assert(*c >= 0x20 && *c <= 0x7e);
@@ -1095,13 +1144,13 @@ END_TEST
 START_TEST(a_scan_without_end_ends)
 {
     struct fake fake = {.greeting = "+OK\r\n", .text = "*2\r\n$1\r\n7\r\n*0\r\n"};
+    bench.config.redis_timeout = 1500;
     fake_start(&fake);
     struct ask inspect = new_ask(STORE_INSPECT, "");
     ck_assert_int_eq(run(&inspect), STORE_OK);
     ck_assert(inspect.call.approximate);
-    ck_assert_int_ge(inspect.took, 4900);
-    ck_assert_int_le(inspect.took, 5000 + SLACK_MS);
-    expect_failure(new_ask(STORE_CLEAR, ""), ERROR_TIMEOUT, 4900, 5000 + SLACK_MS);
+    ck_assert_int_ge(inspect.took, 5 * 1500);
+    expect_failure_after(new_ask(STORE_CLEAR, ""), ERROR_TIMEOUT, 5 * 1500);
     fake_stop(&fake);
 }
 END_TEST
@@ -1271,7 +1320,7 @@ START_TEST(a_value_beyond_the_servers_limit_is_refused)
     struct ask fits = new_put_of("fits", 4, bytes, LIMIT - 16);
     struct ask above = new_put_of("above", 5, bytes, LIMIT - 15);
     expect_status(fits, STORE_OK);
-    expect_failure(above, ERROR_TOO_LARGE, 0, SLACK_MS);
+    expect_failure(above, ERROR_TOO_LARGE);
     /* Lowered behind our back: the server hangs up, and is used again. */
     close_store();
     raw_number("CONFIG SET proto-max-bulk-len 3mb");
@@ -1304,8 +1353,8 @@ START_TEST(a_replica_is_read_only)
     start();
     put("key", "value");
     raw_number("REPLICAOF 127.0.0.1 1");
-    expect_failure(new_put("other", "value"), ERROR_UNAVAILABLE, 0, SLACK_MS);
-    expect_failure(new_ask(STORE_CLEAR, ""), ERROR_UNAVAILABLE, 0, SLACK_MS);
+    expect_failure(new_put("other", "value"), ERROR_UNAVAILABLE);
+    expect_failure(new_ask(STORE_CLEAR, ""), ERROR_UNAVAILABLE);
     expect_get("key", "value");
     raw_number("REPLICAOF NO ONE");
     put("other", "value");
@@ -1317,8 +1366,8 @@ START_TEST(what_is_not_allowed_is_denied)
     start_server();
     raw_number("ACL SETUSER default -set -unlink -config -eval");
     open_store();
-    expect_failure(new_put("key", "value"), ERROR_DENIED, 0, SLACK_MS);
-    expect_failure(new_ask(STORE_DELETE, "key"), ERROR_DENIED, 0, SLACK_MS);
+    expect_failure(new_put("key", "value"), ERROR_DENIED);
+    expect_failure(new_ask(STORE_DELETE, "key"), ERROR_DENIED);
     expect_status(new_ask(STORE_GET, "key"), STORE_MISS);
     struct ask persist = new_ask(STORE_PERSIST, "");
     ck_assert_int_eq(run(&persist), STORE_OK);
@@ -1505,44 +1554,63 @@ START_TEST(of_many_loops_one_stores)
 }
 END_TEST
 
-/* Many loops lose the server and find it again: one line each way. */
+/* What the loops of the next test have met since the test looked last. */
+static struct outage {
+    atomic_bool over;
+    atomic_int answered[RACERS + 1], failed[RACERS + 1]; /* by their numbers */
+} outage;
+
 static void *endure(void *arg)
 {
     struct racer *racer = arg;
     struct loop *loop = loop_new(racer->index);
     ck_assert(store_attach(bench.store, loop));
-    int64_t end = clock_now() + 2500;
-    while (clock_now() < end) {
+    while (!atomic_load(&outage.over)) {
         struct ask get = new_ask(STORE_GET, "key");
         submit(loop, &get);
         wait_for(loop, &get);
-        if (get.call.status == STORE_OK)
+        bool ok = get.call.status == STORE_OK;
+        if (ok)
             expect_bytes(&get, "value", 5);
+        atomic_fetch_add(ok ? &outage.answered[racer->index] : &outage.failed[racer->index], 1);
         loop_step(loop, 5);
     }
-    struct ask last = new_ask(STORE_GET, "key");
-    submit(loop, &last);
-    ck_assert_msg(wait_for(loop, &last) == STORE_OK, "%s", last.call.text);
-    expect_bytes(&last, "value", 5);
     store_detach(bench.store, loop);
     loop_free(loop);
     return NULL;
 }
 
+/* Waits until each loop has met that anew, twice: the first may have been asked before. */
+static void all_meet(atomic_int *met)
+{
+    int64_t end = clock_now() + WAIT_MS;
+    for (unsigned i = 1; i <= RACERS; i++) {
+        int before = atomic_load(&met[i]);
+        while (atomic_load(&met[i]) < before + 2 && clock_now() < end)
+            usleep(1000);
+        ck_assert_int_ge(atomic_load(&met[i]), before + 2);
+    }
+}
+
+/* Many loops lose the server and find it again: one line each way. */
 START_TEST(an_outage_is_logged_once)
 {
     static struct racer racers[RACERS];
     start();
     put("key", "value");
+    close_store();
+    open_impatient_store();
     store_detach(bench.store, bench.loop); /* it does not run while this waits */
     for (unsigned i = 0; i < RACERS; i++) {
         racers[i] = (struct racer){.index = i + 1};
         ck_assert_int_eq(pthread_create(&racers[i].thread, NULL, endure, &racers[i]), 0);
     }
-    usleep(300000);
+    all_meet(outage.answered);
     kill(bench.server, SIGSTOP);
-    usleep(1300000); /* all have timed out, and are in their back-off */
+    all_meet(outage.failed);
     kill(bench.server, SIGCONT);
+    all_meet(outage.answered);
+    atomic_store(&outage.over, true);
     for (unsigned i = 0; i < RACERS; i++)
         pthread_join(racers[i].thread, NULL);
     ck_assert_int_eq(logged("trying again"), 1);
@@ -1580,13 +1648,10 @@ START_TEST(a_server_has_a_host_and_a_port)
     expect_get("key", "value");
     kill_server();
     pass(50);
-    expect_failure(new_ask(STORE_GET, "key"), ERROR_UNAVAILABLE, 0, 100 + SLACK_MS);
+    expect_failure(new_ask(STORE_GET, "key"), ERROR_UNAVAILABLE);
     start_server("--port", port, "--bind", "127.0.0.1");
-    int64_t began = clock_now();
-    for (struct ask put_it; put_it = new_put("key", "after"), run(&put_it) != STORE_OK;) {
-        ck_assert_int_lt(clock_now() - began, BACK_MS);
-        pass(10);
-    }
+    until_it_answers();
+    put("key", "after");
 }
 END_TEST
 
@@ -1612,16 +1677,17 @@ static void empty_listener(int listener, const int *clients)
     close(listener);
 }
 
-START_TEST(connecting_takes_100_ms_at_most)
+START_TEST(a_connection_is_not_waited_for_longer_than_that)
 {
     static char empty[] = "";
     int listener, clients[8];
     bench.config.redis_port = free_port();
     bench.config.redis_socket = empty;
+    bench.config.redis_connect_timeout = 100;
     fill_listener(&listener, clients, "127.0.0.1", (uint16_t)bench.config.redis_port);
     open_store();
-    expect_failure(new_ask(STORE_GET, "key"), ERROR_UNAVAILABLE, 50, 100 + SLACK_MS);
-    expect_failure(new_ask(STORE_GET, "key"), ERROR_UNAVAILABLE, 0, 100 + SLACK_MS);
+    expect_failure_after(new_ask(STORE_GET, "key"), ERROR_UNAVAILABLE, 50);
+    expect_failure(new_ask(STORE_GET, "key"), ERROR_UNAVAILABLE);
     ck_assert_int_eq(logged("no connection within 100 ms"), 1);
     empty_listener(listener, clients);
 }
@@ -1669,7 +1735,10 @@ static enum store_status ping(struct redis_conn *conn, struct loop *loop)
 /* Of several addresses the next is tried at once where nobody listens, or nothing comes back. */
 START_TEST(the_next_address_is_tried)
 {
-    struct redis_server server = {.address_count = 3, .where = "three addresses"};
+    struct redis_server server = {.address_count = 3,
+                                  .where = "three addresses",
+                                  .answer_ms = ENDLESS_MS,
+                                  .connect_ms = ENDLESS_MS};
     struct loop *loop = loop_new(0);
     char port[8];
     int listener, clients[8];
@@ -1685,11 +1754,12 @@ START_TEST(the_next_address_is_tried)
     ck_assert_int_eq(logged("Redis at"), 0);
 
     fill_listener(&listener, clients, "127.0.0.2", server.port);
-    int64_t began = clock_now();
+    server.connect_ms = 100;
+    int64_t end = clock_now() + WAIT_MS;
     conn = redis_conn_new(&server, loop);
     ck_assert_int_eq(ping(conn, loop), STORE_FAILED);
     while (ping(conn, loop) != STORE_OK) {
-        ck_assert_int_le(clock_now() - began, 200 + SLACK_MS);
+        ck_assert_int_lt(clock_now(), end);
         loop_step(loop, 10);
     }
     redis_conn_free(conn);
@@ -1700,7 +1770,7 @@ END_TEST
 
 static TCase *new_case(Suite *suite, const char *name)
 {
-    TCase *tcase = suite_case(suite, name, 60);
+    TCase *tcase = suite_case(suite, name, 300);
     tcase_add_checked_fixture(tcase, set_up, tear_down);
     return tcase;
 }
@@ -1754,17 +1824,17 @@ static void add_outages(Suite *suite)
 {
     TCase *tcase = new_case(suite, "outages");
     tcase_add_test(tcase, a_server_that_is_not_there_is_waited_for);
-    tcase_add_test(tcase, a_stopped_server_costs_a_second_and_no_more);
+    tcase_add_test(tcase, a_stopped_server_costs_the_timeout_and_no_more);
     tcase_add_test(tcase, a_killed_server_is_used_again);
     tcase_add_test(tcase, an_idle_connection_may_be_closed);
     tcase_add_test(tcase, a_server_that_never_answers_is_no_server);
-    tcase_add_test(tcase, a_server_that_falls_silent_costs_a_second);
-    tcase_add_test(tcase, a_server_that_drips_costs_a_second);
+    tcase_add_test(tcase, a_server_that_falls_silent_costs_the_timeout);
+    tcase_add_test(tcase, a_server_that_drips_costs_the_timeout);
     tcase_add_loop_test(tcase, a_mad_server_does_no_harm, 0, MAD);
     tcase_add_loop_test(tcase, more_answers_than_questions_do_no_harm, 0, 7);
     tcase_add_loop_test(tcase, every_method_survives_every_kind_of_answer, 0, 9);
     tcase_add_test(tcase, a_scan_without_end_ends);
-    tcase_add_test(tcase, connecting_takes_100_ms_at_most);
+    tcase_add_test(tcase, a_connection_is_not_waited_for_longer_than_that);
     tcase_add_test(tcase, the_next_address_is_tried);
     tcase_add_test(tcase, an_outage_is_logged_once);
     tcase_add_loop_test(tcase, detaching_fails_what_is_on_its_way, 0, 3);

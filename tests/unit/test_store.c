@@ -102,6 +102,8 @@ static void start(int backend)
         .redis_password_file = empty,
         .redis_prefix = bench.redis_prefix,
         .redis_expiration = 3600000,
+        .redis_timeout = WAIT_MS,
+        .redis_connect_timeout = WAIT_MS,
         .log_level = LOG_LEVEL_ERROR,
     };
     log_open(LOG_LEVEL_ERROR);
