@@ -9,7 +9,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { WORD_MAX = 40, HOLD_SECONDS = 30 };
+enum { WORD_MAX = 40, HOLD_SECONDS = 300 };
 
 /* What one key asks for. */
 struct orders {

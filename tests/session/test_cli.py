@@ -18,7 +18,7 @@ class CliTest(SessionTest):
         """Runs it; its status, what it printed, and what it complained of."""
         path = socket or self.served.socket
         done = subprocess.run([CLI, "-s", path, *arguments], input=data or b"", capture_output=True,
-                              timeout=120, check=False, env={**os.environ, **environment})
+                              timeout=WAIT, check=False, env={**os.environ, **environment})
         return done.returncode, done.stdout, done.stderr.decode()
 
     def expect(self, status, *arguments, output=None, data=None, **more):
@@ -51,10 +51,10 @@ class Commands:
             return
         self.expect(DONE, "get", "key", output=b"value\0\n")
         self.assertIn(b"size 7\n", self.expect(DONE, "head", "key"))
-        self.expect(DONE, "put", "key", "--overwrite", "--flags", "9", "--ttl", "100", data=b"new")
+        self.expect(DONE, "put", "key", "--overwrite", "--flags", "9", "--ttl", "1000", data=b"new")
         head = self.expect(DONE, "head", "key")
         self.assertIn(b"flags 9\n", head)
-        self.assertRegex(head, rb"ttl (100|9\d)\n")
+        self.assertRegex(head, rb"ttl (1000|9\d\d)\n")
         self.expect(DONE, "delete", "key")
         self.expect(MISS, "get", "key", output=b"")
 
@@ -110,14 +110,20 @@ class Commands:
         self.assertEqual(self.cli("memo", "key", "--", "/no/such/command")[0], 127)
 
     def test_memo_of_many_at_once(self):
-        runs = self.folder / "runs"
+        runs, go = self.folder / "runs", self.folder / "go"
         runs.touch()
+        before = self.served.descriptors_settled()
 
-        def one(_):
+        def one(index):
+            if index == 12:  # the first ends when others have come
+                until(lambda: self.served.descriptors_open() >= before + 6 and runs.read_text(),
+                      "one computes, and some others have connected")
+                go.touch()
+                return None
             return self.cli("memo", "key", "--verbose", "--", "sh", "-c",
-                            f"echo ran >> {runs}; sleep 0.5; echo output")
+                            f"echo ran >> {runs}; while [ ! -e {go} ]; do sleep 0.02; done; echo output")
 
-        results = in_threads(12, one)
+        results = in_threads(13, one)[:12]
         self.assertEqual({(code, printed) for code, printed, _ in results}, {(0, b"output\n")})
         count = runs.read_text().count("ran")
         if self.stores:
@@ -139,7 +145,7 @@ class Commands:
         first.wait()
         until(lambda: begun.read_text() == "\n\n", "the second computes")
         go.touch()
-        self.assertEqual(second.communicate(timeout=60)[0], b"output\n")
+        self.assertEqual(second.communicate(timeout=WAIT)[0], b"output\n")
         self.assertEqual(second.returncode, 0)
 
 
@@ -206,7 +212,7 @@ class Failures(CliTest):
                 UNREACHABLE, "--timeout", "1", *commands[index], socket=path, output=b""))
 
     def test_the_socket_comes_from_the_environment(self):
-        done = subprocess.run([CLI, "ping"], capture_output=True, timeout=60, check=False,
+        done = subprocess.run([CLI, "ping"], capture_output=True, timeout=WAIT, check=False,
                               env={**os.environ, "LIARA_CACHE_SOCKET": str(self.served.socket)})
         self.assertEqual(done.returncode, 0)
         self.assertIn(str(self.served.socket).encode(), done.stdout)
@@ -215,7 +221,7 @@ class Failures(CliTest):
         self.expect(DONE, "put", "key", data=bytes(500_000))
         with open("/dev/full", "wb") as full:
             done = subprocess.run([CLI, "-s", self.served.socket, "get", "key"], stdout=full,
-                                  stderr=subprocess.PIPE, timeout=60, check=False)
+                                  stderr=subprocess.PIPE, timeout=WAIT, check=False)
         self.assertEqual(done.returncode, LOCAL)
         target = self.folder / "no such folder" / "file"
         self.expect(LOCAL, "get", "key", "-o", str(target))

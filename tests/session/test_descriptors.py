@@ -120,7 +120,7 @@ class Descriptors:
 
     def test_one_in_the_middle_of_a_body(self):
         self.ours.send("PUT key 10\n01234")
-        self.assertTrue(self.ours.taken(5))
+        self.assertTrue(self.ours.taken())
         self.assertEqual(self.pass_one("56789", memfd(b"x")), "STORED")
         self.expect("key", b"0123456789")
 
@@ -159,7 +159,7 @@ class Descriptors:
         waiter = self.client(self.served)
         self.assertEqual(self.ours.ask("GET key lease=60"), "MISS lease")
         waiter.send("GET key lease=60\n")
-        self.assertTrue(waiter.taken(5))
+        self.assertTrue(waiter.taken())
         self.assertEqual(self.pass_one("PUT key 5 fd", memfd(b"value")), "STORED")
         self.assertEqual(waiter.value(waiter.line()), b"value")
         waiter.close()

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 import unittest
 
 from harness import BACKENDS, SessionTest, in_threads, until
@@ -29,7 +30,7 @@ class Leases:
     def waiting(self, client, line="GET key lease=60"):
         """Sends a request that is to wait, and makes sure that the daemon has it."""
         client.send(line + "\n")
-        self.assertTrue(client.taken(5))
+        self.assertTrue(client.taken())
         return client
 
     def all_wait(self, clients):
@@ -56,7 +57,7 @@ class Leases:
     def test_fifty_ask_one_computes(self):
         clients = self.clients(self.served, 50)
         in_threads(50, lambda i: clients[i].send("GET key lease=60\n"))
-        self.assertTrue(all(c.taken(5) for c in clients))
+        self.assertTrue(all(c.taken() for c in clients))
         self.all_handled()
         winner = self.leased(clients)
         others = [c for c in clients if c is not winner]
@@ -104,10 +105,11 @@ class Leases:
 
     def test_it_ends_with_its_time(self):
         first, second = self.clients(self.served, 2)
+        begin = time.monotonic()
         self.assertEqual(first.ask("GET key lease=1"), "MISS lease")
         self.all_wait([second])
-        self.assertTrue(second.silent())
         self.assertEqual(second.line(), "MISS lease")
+        self.assertGreaterEqual(time.monotonic() - begin, 0.99)
         # Who was too late stores all the same, and the holder's PUT finds it.
         self.assertEqual(first.put("key", "late"), "STORED")
         self.assertEqual(second.put("key", "later"),
@@ -140,10 +142,10 @@ class Leases:
 
     def test_the_holder_may_ask_again(self):
         first, second = self.clients(self.served, 2)
-        self.assertEqual(first.ask("GET key lease=1"), "MISS lease")
+        self.assertEqual(first.ask("GET key lease=4"), "MISS lease")
         self.all_wait([second])
-        self.assertEqual(first.ask("GET key lease=60"), "MISS lease")
-        self.assertTrue(second.silent(1.3))  # the first time has passed, the second counts
+        self.assertEqual(first.ask("GET key lease=600"), "MISS lease")
+        self.assertTrue(second.silent(4.2))  # the first time has passed, the second counts
         self.assertEqual(first.put("key", "value"), "STORED")
         self.assertEqual(second.value(second.line()), b"value")
 
@@ -230,7 +232,7 @@ class Limits(SessionTest):
         holder, waiter = self.clients(daemon, 2)
         self.assertEqual(holder.ask("GET key lease=600"), "MISS lease")
         waiter.send("GET key lease=600\n")
-        self.assertTrue(waiter.taken(5))
+        self.assertTrue(waiter.taken())
         daemon.stop()
         self.assertTrue(waiter.closed())
 

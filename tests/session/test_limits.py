@@ -6,7 +6,7 @@ import sqlite3
 import time
 import unittest
 
-from harness import BACKENDS, SessionTest, encode, in_threads, raise_limits, until
+from harness import BACKENDS, WAIT, SessionTest, encode, in_threads, raise_limits, until
 
 MIB = 1 << 20
 
@@ -143,8 +143,7 @@ class Connections(SessionTest):
         clients = self.clients(daemon, 80)
         served = clients[0]
         self.assertEqual(served.ask("PING"), "OK")
-        self.assertIn("accept", until(daemon.log, "it logs"))
-        before = os.times()
+        until(lambda: "accept" in daemon.log(), "it logs")
         time.sleep(0.3)
         spent = self.cpu(daemon)
         time.sleep(0.5)
@@ -153,7 +152,6 @@ class Connections(SessionTest):
             client.close()
         last = clients[-1]
         self.assertEqual(last.ask("PING"), "OK")
-        del before
 
     def cpu(self, daemon):
         with open(f"/proc/{daemon.pid}/stat") as stat:
@@ -165,9 +163,13 @@ class Connections(SessionTest):
         clients = self.clients(daemon, 20)
         for client in clients:
             self.assertEqual(client.ask("PING"), "OK")
-        before = self.cpu(daemon)
-        time.sleep(1)
-        self.assertLessEqual(self.cpu(daemon) - before, 0.05)
+
+        def rests():
+            before = self.cpu(daemon)
+            time.sleep(1)
+            return self.cpu(daemon) - before <= 0.05
+
+        until(rests, "a second with hardly any work")  # what it began may have to end first
 
 
 for name in BACKENDS:
@@ -176,18 +178,18 @@ for name in BACKENDS:
 
 class Timeouts(SessionTest):
     def test_idle(self):
-        daemon = self.daemon("memory", idle_timeout="1s")
+        daemon = self.daemon("memory", idle_timeout="5s")
         idle, busy = self.clients(daemon, 2)
-        self.assertEqual(idle.ask("PING"), "OK")
         begin = time.monotonic()
-        while idle.silent() and time.monotonic() - begin < 20:
+        self.assertEqual(idle.ask("PING"), "OK")
+        while idle.silent(0.01) and time.monotonic() - begin < WAIT:
             self.assertEqual(busy.ask("PING"), "OK")
         self.assertTrue(idle.closed())
-        self.assertGreaterEqual(time.monotonic() - begin, 0.9)
+        self.assertGreaterEqual(time.monotonic() - begin, 4.9)
         self.assertEqual(busy.ask("PING"), "OK")
 
     def test_in_the_middle_of_a_request(self):
-        daemon = self.daemon("memory", request_timeout="1s")
+        daemon = self.daemon("memory", request_timeout="4s")
         line, body, skip, slow, idle = self.clients(daemon, 5)
         line.send("GET ke")
         body.send("PUT key 100\nbegin")
@@ -195,7 +197,7 @@ class Timeouts(SessionTest):
         self.assertRegex(skip.line(), "ERROR syntax")
         slow.send("PUT slow 12\n")
         for _ in range(12):  # each byte is a sign of life
-            self.assertTrue(slow.silent(0.2))
+            self.assertTrue(slow.silent(0.4))
             slow.send("x")
         slow.send("\n")
         self.assertEqual(slow.line(), "STORED")

@@ -15,59 +15,53 @@ class Outages(SessionTest):
     def setUp(self):
         super().setUp()
         self.server = self.redis()
-        self.served = self.daemon("redis", memory_size="0", redis_socket=self.server.socket)
+
+    def serve(self, **options):
+        self.served = self.daemon("redis", memory_size="0", redis_socket=self.server.socket, **options)
         self.ours = self.client(self.served)
+        self.back()
         self.assertEqual(self.ours.put("before", "value"), "STORED")
 
-    def timed(self, line):
-        begin = time.monotonic()
-        reply = self.ours.ask(line)
-        return reply, time.monotonic() - begin
+    def serve_impatient(self):
+        self.serve(redis_timeout="2s", redis_connect_timeout="100ms")
 
-    def back_within(self, seconds):
-        begin = time.monotonic()
-        until(lambda: not self.ours.ask("HEAD nothing").startswith("ERROR"), "Redis is used again",
-              seconds + 10)
-        self.assertLess(time.monotonic() - begin, seconds)
+    def back(self):
+        until(lambda: not self.ours.ask("HEAD nothing").startswith("ERROR"), "Redis is used again")
 
     def test_killed(self):
+        """No request waits for a time-out: these are endless here."""
+        self.serve()
         self.server.kill()
         for line in ("GET before", "HEAD before", "DELETE before", "PUT key 1\nx", "PUT key 0 overwrite\n",
                      "CLEAR", "INSPECT", "PERSIST"):
-            reply, seconds = self.timed(line)
-            self.assertRegex(reply, DOWN, line)
-            self.assertLess(seconds, 1.5, line)
+            self.assertRegex(self.ours.ask(line), DOWN, line)
         self.assertEqual(self.ours.ask("PING"), "OK")
         self.server.start()
-        self.back_within(2)
+        self.back()
         self.assertEqual(self.ours.put("after", "value"), "STORED")
         self.assertEqual(self.ours.get("after"), b"value")
 
     def test_down_for_long_it_answers_at_once(self):
+        self.serve()
         self.server.kill()
-        self.timed("GET before")
         begin = time.monotonic()
         while time.monotonic() - begin < 3:
-            reply, seconds = self.timed("GET before")
-            self.assertRegex(reply, DOWN)
-            self.assertLess(seconds, 1)
+            self.assertRegex(self.ours.ask("GET before"), DOWN)
             time.sleep(0.05)
         self.server.start()
-        self.back_within(2)
+        self.back()
 
     def test_stopped(self):
+        self.serve_impatient()
         self.server.signal(signal.SIGSTOP)
-        reply, seconds = self.timed("GET before")
-        self.assertRegex(reply, DOWN)
-        self.assertLess(seconds, 2)
-        reply, seconds = self.timed("PUT key 5\nvalue")
-        self.assertRegex(reply, DOWN)
-        self.assertLess(seconds, 2)
+        self.assertRegex(self.ours.ask("GET before"), DOWN)
+        self.assertRegex(self.ours.ask("PUT key 5\nvalue"), DOWN)
         self.server.signal(signal.SIGCONT)
-        self.back_within(2)
+        self.back()
         self.assertEqual(self.ours.get("before"), b"value")
 
     def test_a_late_reply_answers_nobody_else(self):
+        self.serve_impatient()
         for index in range(50):
             self.assertEqual(self.ours.put(f"key-{index}", f"value of key-{index}"), "STORED")
         for round_number in range(4):
@@ -85,9 +79,10 @@ class Outages(SessionTest):
                     line = client.line()
                     if not line.startswith("ERROR"):
                         self.assertEqual(client.value(line), f"value of {key}".encode())
-            self.back_within(2)
+            self.back()
 
     def test_it_comes_and_goes_while_clients_work(self):
+        self.serve_impatient()
         stop = threading.Event()
         good = [0] * 8
 
@@ -109,23 +104,24 @@ class Outages(SessionTest):
 
         def disturb():
             try:
+                until(lambda: all(good), "all have read something")
                 for _ in range(3):
                     time.sleep(0.3)
                     self.server.kill()
                     time.sleep(0.3)
                     self.server.start()
-                    self.back_within(2)
+                    self.back()
                     self.server.signal(signal.SIGSTOP)
                     time.sleep(0.3)
                     self.server.signal(signal.SIGCONT)
-                    self.back_within(3)
+                    self.back()
             finally:
                 stop.set()
 
         in_threads(9, lambda i: disturb() if i == 8 else work(i))
-        self.assertTrue(all(good), good)
 
     def test_a_put_that_was_cut_off_may_be_there_or_not(self):
+        self.serve()
         for index in range(5):
             writer = self.client(self.served)
             writer.send(f"PUT big-{index} 3000000\n".encode() + bytes([index]) * 3000000 + b"\n")
@@ -133,15 +129,19 @@ class Outages(SessionTest):
             self.server.kill()
             self.assertRegex(writer.line(), f"STORED|{DOWN}")
             self.server.start()
-            self.back_within(2)
+            self.back()
             value = self.ours.get(f"big-{index}")
             self.assertIn(value, (None, bytes([index]) * 3000000))
 
     def test_leases_go_on_when_redis_does_not(self):
+        self.serve(workers=1)
         holder, waiter = self.clients(self.served, 2)
         self.assertEqual(holder.ask("GET key lease=60"), "MISS lease")
         waiter.send("GET key lease=60\n")
-        self.assertTrue(waiter.silent(0.3))  # Redis has said that it is not there
+        self.assertTrue(waiter.taken())
+        # Answers of Redis come in order: it has said that the key is not there.
+        self.assertEqual(self.ours.ask("HEAD nothing"), "MISS")
+        self.assertTrue(waiter.silent())
         self.server.kill()
         self.assertRegex(holder.put("key", "value"), DOWN)
         self.assertTrue(waiter.silent(0.1))
@@ -149,12 +149,11 @@ class Outages(SessionTest):
         self.assertRegex(waiter.line(), f"MISS lease|{DOWN}")
 
     def test_stop_while_redis_hangs(self):
+        self.serve_impatient()
         self.server.signal(signal.SIGSTOP)
         self.ours.send("GET before\n")
-        self.assertTrue(self.ours.taken(5))
-        begin = time.monotonic()
+        self.assertTrue(self.ours.taken())
         self.served.stop()
-        self.assertLess(time.monotonic() - begin, 10)
         self.server.signal(signal.SIGCONT)
 
 
@@ -168,7 +167,7 @@ class Starts(SessionTest):
         self.assertRegex(client.ask("GET key"), DOWN)
         server = Redis(folder)
         self.addCleanup(server.kill)
-        until(lambda: client.ask("GET key") == "MISS", "Redis is used", 5)
+        until(lambda: client.ask("GET key") == "MISS", "Redis is used")
 
     def test_a_server_that_does_not_accept(self):
         """A listening socket with a full queue: connecting hangs."""
@@ -177,12 +176,11 @@ class Starts(SessionTest):
         with socket.socket(socket.AF_UNIX) as mute:
             mute.bind(str(path))
             mute.listen(0)
-            daemon = self.daemon("redis", memory_size="0", redis_socket=path)
+            daemon = self.daemon("redis", memory_size="0", redis_socket=path,
+                                 redis_connect_timeout="100ms")
             client = self.client(daemon)
             for _ in range(3):
-                begin = time.monotonic()
                 self.assertRegex(client.ask("GET key"), DOWN)
-                self.assertLess(time.monotonic() - begin, 2)
 
     def test_a_server_that_speaks_nonsense(self):
         import socket
@@ -261,9 +259,9 @@ class Starts(SessionTest):
         server = self.redis()
         client = self.client(self.daemon("redis", memory_size="0", redis_socket=server.socket))
         client.put("key", "value")
-        client.put("own", "value", " ttl=100")
-        self.assertRegex(client.ask("HEAD key"), "SIZE 5 ttl=(3600|359[0-9])$")
-        self.assertRegex(client.ask("HEAD own"), "SIZE 5 ttl=(100|9[0-9])$")
+        client.put("own", "value", " ttl=1000")
+        self.assertRegex(client.ask("HEAD key"), "SIZE 5 ttl=(3600|3[45][0-9][0-9])$")
+        self.assertRegex(client.ask("HEAD own"), "SIZE 5 ttl=(1000|9[0-9][0-9])$")
 
     def test_persist_follows_the_server(self):
         server = self.redis("--appendonly", "yes", "--appendfsync", "always")

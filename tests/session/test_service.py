@@ -9,7 +9,7 @@ import stat
 import subprocess
 import unittest
 
-from harness import (BACKENDS, DAEMON, PERSISTENT, TITLES, Client, Daemon, SessionTest, until)
+from harness import (BACKENDS, DAEMON, PERSISTENT, TITLES, WAIT, Client, Daemon, SessionTest, until)
 
 
 HANDED_OVER = 9  # a descriptor's number that nothing else of a test has
@@ -18,7 +18,7 @@ HANDED_OVER = 9  # a descriptor's number that nothing else of a test has
 def run(*arguments, **environment):
     """Runs the daemon for something that ends by itself."""
     return subprocess.run([DAEMON, *map(str, arguments)], capture_output=True, text=True,
-                          timeout=60, check=False, env={**os.environ, **environment})
+                          timeout=WAIT, check=False, env={**os.environ, **environment})
 
 
 class Owners(SessionTest):
@@ -139,7 +139,7 @@ class Signals(SessionTest):
             idle, busy = self.clients(daemon, 2)
             self.assertEqual(idle.ask("PING"), "OK")
             busy.send("PUT key 10\n01234")
-            self.assertTrue(busy.taken(5))
+            self.assertTrue(busy.taken())
             daemon.signal(number)
             self.assertTrue(idle.closed())
             # What has begun may be finished.
@@ -152,7 +152,7 @@ class Signals(SessionTest):
         daemon = self.daemon("memory", stop_timeout="500ms")
         client = self.client(daemon)
         client.send("PUT key 10\n01234")
-        self.assertTrue(client.taken(5))
+        self.assertTrue(client.taken())
         daemon.stop()
         self.assertTrue(client.closed())
 
@@ -207,7 +207,7 @@ class Systemd(SessionTest):
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.addCleanup(listener.close)
         listener.bind(str(path))
-        listener.settimeout(30)
+        listener.settimeout(WAIT)
         return listener, path
 
     def test_notifications(self):

@@ -6,7 +6,7 @@ import unittest
 from harness import BACKENDS, LOAD, SessionTest
 
 PROCESSES, PUTS, KEYS, SIZE = 8, 10000, 1000, 300
-SECONDS = 240
+SECONDS = 900
 
 
 class Stress(SessionTest):

@@ -111,11 +111,11 @@ class Player:
             elif self.how == "bytes":
                 for byte in data:
                     client.send(bytes([byte]))
-                    client.taken()
+                    client.taken(0.2)
             else:
                 cut = self.how % len(data)
                 client.send(data[:cut])
-                client.taken()
+                client.taken(0.2)
                 client.send(data[cut:])
         except (BrokenPipeError, ConnectionResetError):
             pass  # a daemon that has lost the stream answers and closes while we still send

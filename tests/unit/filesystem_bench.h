@@ -31,7 +31,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PATH_SIZE = 512, WAIT_MS = 20000, HOUR = 3600 * 1000, BIG = 1 << 17 };
+enum { PATH_SIZE = 512, WAIT_MS = 60000, HOUR = 3600 * 1000, BIG = 1 << 17 };
 
 /*
  * The three ways to sync, of all code in this program: counted, failed at will, and only pretended

@@ -1,4 +1,7 @@
-/* When the client's wait is polled and when not, on a socket whose other end is at hand. */
+/*
+ * When the client's wait is polled and when not, on a socket whose other end is at hand and by a
+ * clock of the test's own.
+ */
 #include "../../client/busy.h"
 #include "../../client/liara_cache.h"
 
@@ -13,10 +16,24 @@ enum { BUDGET = LIARA_CACHE_BUSY_POLL_MAX };
 static struct busy busy;
 static int ends[2];
 
+/* The clock that busy.c reads: each look at it takes so many microseconds. */
+static int64_t microseconds, a_look_takes;
+
+int clock_gettime(clockid_t clock, struct timespec *now)
+{
+    (void)clock;
+    microseconds += a_look_takes;
+    *now = (struct timespec){.tv_sec = microseconds / 1000000,
+                             .tv_nsec = microseconds % 1000000 * 1000};
+    return 0;
+}
+
 static void setup(void)
 {
     ck_assert_int_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
     busy_init(&busy, BUDGET);
+    microseconds = 1000000;
+    a_look_takes = 10;
 }
 
 static void teardown(void)
@@ -89,11 +106,11 @@ START_TEST(end_of_the_connection_is_seen)
 }
 END_TEST
 
-/* One is, where others want the processor at that moment. */
 START_TEST(two_polls_in_vain_are_the_last)
 {
     learn_all();
-    for (int i = 0; i < 2 && busy.trust > 0; i++) {
+    for (int i = 0; i < 2; i++) {
+        ck_assert_uint_eq(busy.trust, 16 - 8 * (unsigned)i);
         ck_assert_int_lt(receive(), 0);
         ck_assert_int_eq(errno, EAGAIN);
         busy_judge(&busy);
@@ -104,27 +121,38 @@ START_TEST(two_polls_in_vain_are_the_last)
 }
 END_TEST
 
-START_TEST(poll_in_vain_takes_no_longer_than_its_budget)
+START_TEST(poll_in_vain_takes_its_budget)
 {
-    struct timespec begun, ended;
     learn();
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &begun);
+    int64_t begun = microseconds;
     ck_assert_int_lt(receive(), 0);
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ended);
-    double used =
-        (double)(ended.tv_sec - begun.tv_sec) + (double)(ended.tv_nsec - begun.tv_nsec) / 1e9;
     ck_assert(busy.polled);
-    ck_assert_double_lt(used, 10 * BUDGET / 1e6);
+    ck_assert_int_ge(microseconds - begun, BUDGET);
+    ck_assert_int_le(microseconds - begun, BUDGET + 2 * a_look_takes);
+}
+END_TEST
+
+/* Others want the processor: who yields to them is late. */
+START_TEST(a_yield_that_takes_long_is_followed_by_a_pause)
+{
+    unsigned first = busy.pause;
+    learn_all();
+    a_look_takes = 100;
+    int64_t begun = microseconds;
+    ck_assert_int_lt(receive(), 0);
+    ck_assert_int_le(microseconds - begun, 2 * a_look_takes);
+    ck_assert_uint_eq(busy.trust, 0);
+    ck_assert_int_ge(busy.resume, begun + first);
+    ck_assert_uint_eq(busy.pause, 2 * first);
 }
 END_TEST
 
 START_TEST(long_waits_lose_trust_faster_than_short_ones_gain_it)
 {
-    const struct timespec longer = {0, 3 * BUDGET * 1000};
     for (int i = 0; i < 7; i++)
         sleep_shortly();
     ck_assert_int_lt(receive(), 0);
-    nanosleep(&longer, NULL);
+    microseconds += 3 * BUDGET;
     busy_judge(&busy);
     ck_assert_uint_eq(busy.trust, 0);
 }
@@ -183,7 +211,8 @@ int main(void)
     tcase_add_test(tests, short_waits_are_polled_after_some);
     tcase_add_test(tests, end_of_the_connection_is_seen);
     tcase_add_test(tests, two_polls_in_vain_are_the_last);
-    tcase_add_test(tests, poll_in_vain_takes_no_longer_than_its_budget);
+    tcase_add_test(tests, poll_in_vain_takes_its_budget);
+    tcase_add_test(tests, a_yield_that_takes_long_is_followed_by_a_pause);
     tcase_add_test(tests, long_waits_lose_trust_faster_than_short_ones_gain_it);
     tcase_add_test(tests, nothing_is_polled_during_a_pause);
     tcase_add_test(tests, long_pauses_are_forgotten_with_what_pays);

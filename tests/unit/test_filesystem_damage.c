@@ -327,7 +327,7 @@ START_TEST(a_wall_clock_that_was_set_back_lengthens_no_life)
     struct bytes file = whole_file();
     close_store();
     unlink(path_of("index"));
-    int64_t end = clock_to_wall(clock_now()) + (int64_t)HOUR * 24 * 365 * 100, ttl = 5000;
+    int64_t end = clock_to_wall(clock_now()) + (int64_t)HOUR * 24 * 365 * 100, ttl = 60000;
     memcpy(file.data + offsetof(struct fs_header, end), &end, sizeof(end));
     memcpy(file.data + offsetof(struct fs_header, ttl), &ttl, sizeof(ttl));
     seal(&file);

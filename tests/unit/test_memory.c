@@ -11,7 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { KEY_SIZE = 32, WAIT_MS = 20000, THREADS = 8, ROUNDS = 20000, MANY = 200000 };
+enum { KEY_SIZE = 32, WAIT_MS = 60000, THREADS = 8, ROUNDS = 20000, MANY = 200000 };
 
 static struct store *store;
 static struct loop *loop;
