@@ -1978,6 +1978,7 @@ START_TEST(file_that_is_cut_while_it_is_read_is_told)
         ck_assert_ptr_null(mapping.bytes);
         ck_assert_uint_eq(mapping.length, 0);
     }
+    ck_assert_ptr_nonnull(strstr(liara_cache_error(cache), "cut short"));
     end_play();
     close(sink);
     close(passed_file);
