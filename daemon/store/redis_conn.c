@@ -305,7 +305,6 @@ static void on_bulk_max(redisAsyncContext *ac, void *data, void *arg)
         return;
     read_bulk_max(conn, data);
     conn_enter(conn, CONN_READY);
-    conn_set_alarm(conn, conn->server->answer_ms);
     redis_server_back(conn->server, &conn->away);
     conn_feed(conn);
 }

@@ -1021,6 +1021,19 @@ START_TEST(a_server_that_never_answers_is_no_server)
 }
 END_TEST
 
+/* Who asks while such an attempt goes on does not wait for its end, which never comes here. */
+START_TEST(a_server_that_never_answers_is_not_waited_for)
+{
+    struct fake fake = {.greeting = NULL};
+    bench.config.redis_connect_timeout = 100;
+    fake_start(&fake);
+    expect_failure_after(new_ask(STORE_GET, "key"), ERROR_UNAVAILABLE, 90);
+    for (int i = 0; i < 5; i++)
+        expect_failure(new_ask(STORE_GET, "key"), ERROR_UNAVAILABLE);
+    fake_stop(&fake);
+}
+END_TEST
+
 START_TEST(a_server_that_falls_silent_costs_the_timeout)
 {
     struct fake fake = {.greeting = "+OK\r\n", .text = ""};
@@ -1839,6 +1852,7 @@ static void add_outages(Suite *suite)
     tcase_add_test(tcase, a_killed_server_is_used_again);
     tcase_add_test(tcase, an_idle_connection_may_be_closed);
     tcase_add_test(tcase, a_server_that_never_answers_is_no_server);
+    tcase_add_test(tcase, a_server_that_never_answers_is_not_waited_for);
     tcase_add_test(tcase, a_server_that_falls_silent_costs_the_timeout);
     tcase_add_test(tcase, a_server_that_drips_costs_the_timeout);
     tcase_add_loop_test(tcase, a_mad_server_does_no_harm, 0, MAD);
