@@ -140,6 +140,13 @@ $(BUILD)/tests/load: $(BUILD)/obj/tests/load.o
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -o $@ $^
 
+HISTORY := $(call objects,$(addprefix tests/history/,linear.c client.c server.c trace.c))
+$(BUILD)/tests/histories: $(BUILD)/obj/tests/history/histories.o $(HISTORY)
+	@echo "  LINK $@"
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) -o $@ $^
+$(BUILD)/tests/test_linear: $(call objects,tests/history/linear.c)
+
 units: $(UNITS)
 
 everything: all $(UNITS) $(BUILD)/tests/faulty-cached $(BUILD)/tests/load
