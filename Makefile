@@ -50,7 +50,7 @@ $(BUILD)/packages.mk: Makefile
 	@{ echo "LIB_CFLAGS := $$(pkg-config --cflags $(LIBRARIES))"; \
 	   echo "LIBS := $$(pkg-config --libs $(filter-out jemalloc,$(LIBRARIES)))"; } > $@
 # What these do themselves needs no library; what they start in a further make may.
-ifneq ($(filter-out clean deps check demo asan tsan gcov coverage bench uninstall,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out clean deps check histories crash demo asan tsan gcov coverage bench uninstall,$(or $(MAKECMDGOALS),all)),)
 include $(BUILD)/packages.mk
 endif
 
@@ -149,7 +149,7 @@ $(BUILD)/tests/test_linear: $(call objects,tests/history/linear.c)
 
 units: $(UNITS)
 
-everything: all $(UNITS) $(BUILD)/tests/faulty-cached $(BUILD)/tests/load
+everything: all $(UNITS) $(BUILD)/tests/faulty-cached $(BUILD)/tests/load $(BUILD)/tests/histories
 
 asan tsan gcov:
 	@$(again) everything BUILD=$(BUILD)/$@ SANITIZE="$($@)" CFLAGS="-O1 -g -Werror"
@@ -161,6 +161,14 @@ check:
 	@$(again) asan
 	@$(again) tsan
 	@tests/run $(BUILD)
+
+# Longer forms of checks whose input is random; SEED=, BACKEND= and what follows say which.
+histories: OPERATIONS ?= 200000
+crash: ROUNDS ?= 200
+histories crash:
+	@$(again) all $(BUILD)/tests/histories
+	@cd tests/session && LIARA_BUILD=$(abspath $(BUILD)) OPERATIONS=$(OPERATIONS) ROUNDS=$(ROUNDS) \
+	  BACKEND=$(BACKEND) SEED=$(SEED) PYTHONDONTWRITEBYTECODE=1 python3 -m unittest test_$@
 
 demo:
 	@$(MAKE) --no-print-directory deps
@@ -206,5 +214,5 @@ clean:
 	rm -rf $(BUILD)
 
 .SECONDARY:
-.PHONY: all install uninstall run deps units everything asan tsan gcov check demo coverage benchmarks bench fuzz clean
+.PHONY: all install uninstall run deps units everything asan tsan gcov check histories crash demo coverage benchmarks bench fuzz clean
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

@@ -42,11 +42,11 @@ static void times_add(struct times *times, uint64_t time)
     times->items[times->count++] = time;
 }
 
-/* A client meets the end of its connection once; it may have asked once more after the end. */
+/* A client may read an answer after the daemon that sent it has gone, and may ask once more. */
 static void end_log(struct log *log, uint64_t time)
 {
     size_t first = log->count;
-    while (first > 0 && log->records[first - 1].end == 0)
+    while (first > 0 && (log->records[first - 1].end == 0 || log->records[first - 1].end > time))
         first--;
     while (log->count > first && log->records[log->count - 1].begin > time)
         log->count--;
