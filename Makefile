@@ -145,6 +145,15 @@ $(BUILD)/tests/histories: $(BUILD)/obj/tests/history/histories.o $(HISTORY)
 	@echo "  LINK $@"
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -o $@ $^
+$(BUILD)/tests/faults: $(BUILD)/obj/tests/fault/faults.o $(HISTORY)
+	@echo "  LINK $@"
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) -o $@ $^
+# Stands before the C library in a daemon of any build.
+$(BUILD)/tests/shim.so: tests/fault/shim.c tests/fault/fault.h
+	@echo "  LINK $@"
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) -std=gnu17 -O1 -g -fPIC -shared $(WARN) $(WERROR) -o $@ $< -ldl
 $(BUILD)/tests/test_linear: $(call objects,tests/history/linear.c)
 
 units: $(UNITS)

@@ -61,7 +61,8 @@ class CheckTest(SessionTest):
             if not good:
                 break
         if good and is_known:
-            tell(f"known failure passes, can be removed: {name} ({TRIES} seeds from {seed - attempt})")
+            tell(f"known failure passes {TRIES} times, can be removed if it does so for long "
+                 f"(make {check}): {name}")
         elif is_known:
             tell(f"known failure: {name}: {output.splitlines()[-1]}")
             self.skipTest("a known failure")
