@@ -50,7 +50,7 @@ $(BUILD)/packages.mk: Makefile
 	@{ echo "LIB_CFLAGS := $$(pkg-config --cflags $(LIBRARIES))"; \
 	   echo "LIBS := $$(pkg-config --libs $(filter-out jemalloc,$(LIBRARIES)))"; } > $@
 # What these do themselves needs no library; what they start in a further make may.
-ifneq ($(filter-out clean deps check histories crash demo asan tsan gcov coverage bench uninstall,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out clean deps check histories crash faults demo asan tsan gcov coverage bench uninstall,$(or $(MAKECMDGOALS),all)),)
 include $(BUILD)/packages.mk
 endif
 
@@ -156,26 +156,31 @@ $(BUILD)/tests/shim.so: tests/fault/shim.c tests/fault/fault.h
 	$(CC) $(CPPFLAGS) -std=gnu17 -O1 -g -fPIC -shared $(WARN) $(WERROR) -o $@ $< -ldl
 $(BUILD)/tests/test_linear: $(call objects,tests/history/linear.c)
 
+CHECKS := $(addprefix $(BUILD)/tests/,histories faults shim.so)
+
 units: $(UNITS)
 
-everything: all $(UNITS) $(BUILD)/tests/faulty-cached $(BUILD)/tests/load $(BUILD)/tests/histories
+everything: all $(UNITS) $(CHECKS) $(BUILD)/tests/faulty-cached $(BUILD)/tests/load
+
+checks: $(CHECKS)
 
 asan tsan gcov:
 	@$(again) everything BUILD=$(BUILD)/$@ SANITIZE="$($@)" CFLAGS="-O1 -g -Werror"
 
 check:
 	@$(MAKE) --no-print-directory deps NEEDS="$(CHECK_NEEDS)"
-	@$(again) all WERROR=-Werror
+	@$(again) all checks WERROR=-Werror
 	@! command -v clang >/dev/null || $(again) all CC=clang BUILD=$(BUILD)/clang WERROR=-Werror
 	@$(again) asan
 	@$(again) tsan
 	@tests/run $(BUILD)
 
-# Longer forms of checks whose input is random; SEED=, BACKEND= and what follows say which.
+# Longer forms of the checks whose input is random; see tests/README.md.
 histories: OPERATIONS ?= 200000
 crash: ROUNDS ?= 200
-histories crash:
-	@$(again) all $(BUILD)/tests/histories
+faults: ROUNDS ?= 0
+histories crash faults:
+	@$(again) all checks
 	@cd tests/session && LIARA_BUILD=$(abspath $(BUILD)) OPERATIONS=$(OPERATIONS) ROUNDS=$(ROUNDS) \
 	  BACKEND=$(BACKEND) SEED=$(SEED) PYTHONDONTWRITEBYTECODE=1 python3 -m unittest test_$@
 
@@ -223,5 +228,6 @@ clean:
 	rm -rf $(BUILD)
 
 .SECONDARY:
-.PHONY: all install uninstall run deps units everything asan tsan gcov check histories crash demo coverage benchmarks bench fuzz clean
+.PHONY: all install uninstall run deps units everything checks asan tsan gcov check histories crash \
+        faults demo coverage benchmarks bench fuzz clean
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

@@ -2,22 +2,23 @@
  * One system call of the store fails, at every place where it can: what was promised is kept.
  *
  *     faults --daemon=PROGRAM --shim=SHIM --backend=NAME --group=sync|write|file
- *            [--error=eio|enospc|short] [--for-good=0|1] [--call=N] [--rounds=N] [--seed=N]
- * [--keep]
- *            [-- OPTION...]
+ *            [--error=eio|enospc|short] [--mode=once|early|for-good] [--call=N]
+ *            [--rounds=N] [--changes=N] [--seed=N] [--keep] [-- OPTION...]
  *
  * A round: a store is filled, persisted and killed. The daemon starts again, and from there on the
- * Nth call on its files of the group fails, once or for good, while one client goes through a fixed
- * script of puts, overwrites, deletes, clears and PERSISTs. It is killed, what failed syncs did not
- * bring to the disk is taken out of the files (see fault.h), and it starts without faults. Then
- * every key is looked at. Checked is what histories checks, where from the fault to the next
- * PERSIST that is answered OK a value may go by itself (but not come back), and what is answered
- * with an error may have happened or not.
+ * Nth call on its files of the group fails, and in mode for-good all after it, while one client
+ * goes through a fixed script of puts, overwrites, deletes, clears and PERSISTs. In mode early that
+ * ends with the first PERSIST after the fault that is OK, else it goes on. The daemon is killed,
+ * what failed syncs did not bring to the disk is taken out of the files (see fault.h), and it
+ * starts without faults. Then every key is looked at. Checked is what histories checks, where from
+ * the fault to the next PERSIST that is answered OK a value may go by itself (but not come back),
+ * and what is answered with an error may have happened or not.
  *
  * Without --call every N has its round, up to the first round that ends without a fault; with
- * --rounds only so many, by chance. Without --error and --for-good all that the group has.
+ * --rounds only so many, by chance. Without --error and --mode all that the group has.
  *
- * The last line is `good …` or `bad …`; exit status as that of histories.
+ * The last line is `good …` or `bad …`; stuck counts rounds in which, after one fault, PERSIST was
+ * not OK again, which breaks no promise. Exit status as that of histories.
  */
 #include "../history/server.h"
 #include "../history/trace.h"
@@ -36,7 +37,11 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { FILL = 30, SCRIPT = 60, PERSISTS_MAX = 20, EXCERPTS = 1, CALLS_MAX = 5000 };
+enum { FILL = 30, PERSISTS_MAX = 100, EXCERPTS = 1, CALLS_MAX = 5000 };
+
+enum mode { ONCE, EARLY, FOR_GOOD, MODES };
+
+static const char mode_names[MODES][16] = {"once", "early", "for-good"};
 
 #define BIT(call) (1U << (call))
 
@@ -58,10 +63,11 @@ static const struct group {
 struct plan {
     const char *program, *backend, *shim;
     const struct group *group;
-    int error;    /* 0: all of the group */
-    int for_good; /* -1: both */
+    int error; /* 0: all of the group */
+    int mode;  /* MODES: all */
     uint32_t call;
     unsigned long rounds;
+    int changes;
     uint64_t seed;
     bool keep;
     const char *options[SERVER_OPTIONS];
@@ -70,6 +76,7 @@ struct plan {
 /* One round. */
 struct round {
     const struct plan *plan;
+    enum mode mode;
     struct server server;
     struct trace trace;
     struct client client;
@@ -81,7 +88,8 @@ struct round {
     uint32_t writes, failed;
     struct span fault; /* end is 0 while none is open */
     bool is_fault_open;
-    bool bad; /* something is wrong that no history shows */
+    bool bad;   /* something is wrong that no history shows */
+    bool stuck; /* PERSIST was not OK again after one fault */
 };
 
 static void complain(struct round *round, const char *what, const char *more)
@@ -161,23 +169,30 @@ static void persist(struct round *round)
         pause_briefly();
     }
     if (!round->control->for_good && !round->bad)
-        complain(round, "PERSIST", "is never OK again after one fault");
+        round->stuck = true;
+}
+
+/* In mode early nothing is changed any more after the fault. */
+static bool is_over(const struct round *round)
+{
+    return round->mode == EARLY && round->failed > 0;
 }
 
 static void change_some(struct round *round, int count)
 {
-    for (int i = 0; i < count && !round->bad; i++) {
+    for (int i = 0; i < count && !round->bad && !is_over(round); i++) {
         ask(round, change(round));
-        if (i % 15 == 14)
+        if (i % (count / 3 + 1) == count / 3)
             ask(round, (struct record){.verb = PERSIST});
     }
 }
 
 static void script(struct round *round)
 {
-    change_some(round, SCRIPT / 2);
-    ask(round, (struct record){.verb = CLEAR, .key = 1});
-    change_some(round, SCRIPT / 2);
+    change_some(round, round->plan->changes / 2);
+    if (!round->bad && !is_over(round))
+        ask(round, (struct record){.verb = CLEAR, .key = 1});
+    change_some(round, round->plan->changes / 2);
     persist(round);
     look_at_all(round);
     change_some(round, 10);
@@ -326,7 +341,7 @@ static void without_faults(struct round *round)
 }
 
 struct outcome {
-    bool bad, failed;
+    bool bad, failed, stuck;
     uint32_t counted;
 };
 
@@ -343,24 +358,25 @@ static const char *call_name(uint32_t call)
     return names[call % FAULT_CALLS];
 }
 
-static struct outcome run_round(const struct plan *plan, uint32_t nth, int error, bool for_good)
+static struct outcome run_round(const struct plan *plan, uint32_t nth, int error, enum mode mode)
 {
-    struct round round = {.plan = plan};
+    struct round round = {.plan = plan, .mode = mode};
     struct outcome outcome = {.bad = true};
     if (prepare(&round)) {
         *round.control = (struct fault_control){
-            .kinds = plan->group->kinds, .nth = nth, .for_good = for_good, .error = error};
+            .kinds = plan->group->kinds, .nth = nth, .for_good = mode == FOR_GOOD, .error = error};
         if (fill(&round)) {
             with_faults(&round);
             outcome.failed = atomic_load(&round.control->failed) > 0;
             outcome.counted = atomic_load(&round.control->counted);
             without_faults(&round);
         }
+        outcome.stuck = round.stuck;
         struct findings found = trace_check(&round.trace, 1, EXCERPTS);
         outcome.bad = round.bad || found.in_use + found.starts + found.given_up > 0;
         if (outcome.bad)
-            printf("bad: --group=%s --call=%u --error=%s --for-good=%d --seed=%llu: %s %s\n\n",
-                   plan->group->name, nth, error_name(error), for_good,
+            printf("bad: --group=%s --call=%u --error=%s --mode=%s --seed=%llu: %s %s\n\n",
+                   plan->group->name, nth, error_name(error), mode_names[mode],
                    (unsigned long long)plan->seed,
                    call_name(atomic_load(&round.control->first_failed)),
                    round.control->first_path + strlen(round.control->directory));
@@ -374,7 +390,7 @@ static struct outcome run_round(const struct plan *plan, uint32_t nth, int error
 }
 
 struct sums {
-    unsigned rounds, bad, faults;
+    unsigned rounds, bad, faults, stuck;
 };
 
 static bool count(struct sums *sums, struct outcome outcome)
@@ -382,22 +398,23 @@ static bool count(struct sums *sums, struct outcome outcome)
     sums->rounds++;
     sums->bad += outcome.bad;
     sums->faults += outcome.failed;
+    sums->stuck += outcome.stuck;
     return outcome.failed;
 }
 
 static void run_kind(const struct plan *plan, struct sums *sums, uint64_t *random, uint32_t calls,
-                     int error, bool for_good)
+                     int error, enum mode mode)
 {
     if (plan->call != 0) {
-        count(sums, run_round(plan, plan->call, error, for_good));
+        count(sums, run_round(plan, plan->call, error, mode));
     } else if (plan->rounds != 0) {
         for (unsigned long i = 0; i < plan->rounds; i++) {
             uint32_t nth = 1 + (uint32_t)(random_next(random) % calls);
-            count(sums, run_round(plan, nth, error, for_good));
+            count(sums, run_round(plan, nth, error, mode));
         }
     } else {
         for (uint32_t nth = 1; nth < CALLS_MAX; nth++)
-            if (!count(sums, run_round(plan, nth, error, for_good)) && nth > calls)
+            if (!count(sums, run_round(plan, nth, error, mode)) && nth > calls)
                 break;
     }
 }
@@ -406,7 +423,7 @@ static struct sums run_plan(const struct plan *plan)
 {
     struct sums sums = {0};
     uint64_t random = plan->seed;
-    struct outcome without = run_round(plan, 0, EIO, false);
+    struct outcome without = run_round(plan, 0, EIO, ONCE);
     count(&sums, without);
     if (without.counted == 0) {
         printf("violation: no call of this group was counted\n");
@@ -414,10 +431,11 @@ static struct sums run_plan(const struct plan *plan)
         return sums;
     }
     for (size_t i = 0; i < 3 && plan->group->errors[i] != 0; i++)
-        for (int for_good = 0; for_good < 2; for_good++)
+        for (int mode = 0; mode < MODES; mode++)
             if ((plan->error == 0 || plan->error == plan->group->errors[i]) &&
-                (plan->for_good < 0 || plan->for_good == for_good))
-                run_kind(plan, &sums, &random, without.counted, plan->group->errors[i], for_good);
+                (plan->mode == MODES || plan->mode == mode))
+                run_kind(plan, &sums, &random, without.counted, plan->group->errors[i],
+                         (enum mode)mode);
     return sums;
 }
 
@@ -426,20 +444,23 @@ static int parse_error(const char *text)
     return strcmp(text, "eio") == 0 ? EIO : strcmp(text, "enospc") == 0 ? ENOSPC : FAULT_SHORT;
 }
 
+static int parse_mode(const char *text)
+{
+    int mode = 0;
+    while (mode < MODES && strcmp(mode_names[mode], text) != 0)
+        mode++;
+    return mode;
+}
+
 static bool parse(struct plan *plan, int argc, char **argv)
 {
     static const struct option options[] = {
-        {"daemon", required_argument, NULL, 'd'},
-        {"backend", required_argument, NULL, 'b'},
-        {"shim", required_argument, NULL, 'p'},
-        {"group", required_argument, NULL, 'g'},
-        {"error", required_argument, NULL, 'e'},
-        {"for-good", required_argument, NULL, 'f'},
-        {"call", required_argument, NULL, 'c'},
-        {"rounds", required_argument, NULL, 'r'},
-        {"seed", required_argument, NULL, 's'},
-        {"keep", no_argument, NULL, 'K'},
-        {NULL, 0, NULL, 0},
+        {"daemon", required_argument, NULL, 'd'}, {"backend", required_argument, NULL, 'b'},
+        {"shim", required_argument, NULL, 'p'},   {"group", required_argument, NULL, 'g'},
+        {"error", required_argument, NULL, 'e'},  {"mode", required_argument, NULL, 'm'},
+        {"call", required_argument, NULL, 'c'},   {"rounds", required_argument, NULL, 'r'},
+        {"seed", required_argument, NULL, 's'},   {"changes", required_argument, NULL, 'n'},
+        {"keep", no_argument, NULL, 'K'},         {NULL, 0, NULL, 0},
     };
     int option;
     while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
@@ -462,14 +483,17 @@ static bool parse(struct plan *plan, int argc, char **argv)
         case 'e':
             plan->error = parse_error(optarg);
             break;
-        case 'f':
-            plan->for_good = (int)number;
+        case 'm':
+            plan->mode = parse_mode(optarg);
             break;
         case 'c':
             plan->call = (uint32_t)number;
             break;
         case 'r':
             plan->rounds = number;
+            break;
+        case 'n':
+            plan->changes = (int)number;
             break;
         case 's':
             plan->seed = number;
@@ -489,13 +513,14 @@ static bool parse(struct plan *plan, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-    struct plan plan = {.for_good = -1, .seed = (uint64_t)time(NULL)};
+    struct plan plan = {.mode = MODES, .changes = 60, .seed = (uint64_t)time(NULL)};
     if (!parse(&plan, argc, argv)) {
         fprintf(stderr, "faults: bad arguments; see the head of tests/fault/faults.c\n");
         return 2;
     }
     struct sums sums = run_plan(&plan);
-    printf("%s group=%s bad=%u rounds=%u faults=%u seed=%llu\n", sums.bad == 0 ? "good" : "bad",
-           plan.group->name, sums.bad, sums.rounds, sums.faults, (unsigned long long)plan.seed);
+    printf("%s group=%s bad=%u stuck=%u rounds=%u faults=%u seed=%llu\n",
+           sums.bad == 0 ? "good" : "bad", plan.group->name, sums.bad, sums.stuck, sums.rounds,
+           sums.faults, (unsigned long long)plan.seed);
     return sums.bad == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

@@ -146,16 +146,24 @@ static void page_is_written(struct page *page)
     }
 }
 
-/* Before a write: remembers what the disk has of these bytes. A second descriptor reads them, for
- * this one may only write. */
-static void remember(int fd, uint64_t from, uint64_t length)
+/* A descriptor that can read what this one may only write. Where this one can read it is taken
+ * itself: to close another one would drop the POSIX locks that SQLite holds on the file. */
+static int reader_of(int fd)
 {
     char link[64];
+    if ((fcntl(fd, F_GETFL) & O_ACCMODE) == O_RDWR)
+        return fd;
+    snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+    return (int)syscall(SYS_open, link, O_RDONLY | O_CLOEXEC);
+}
+
+/* Before a write: remembers what the disk has of these bytes. */
+static void remember(int fd, uint64_t from, uint64_t length)
+{
     struct stat status;
     if (fstat(fd, &status) != 0 || !S_ISREG(status.st_mode))
         return;
-    snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
-    int reader = (int)syscall(SYS_open, link, O_RDONLY | O_CLOEXEC);
+    int reader = reader_of(fd);
     for (uint64_t n = from / FAULT_PAGE; n * FAULT_PAGE < from + length; n++) {
         struct page **at = page_find(status.st_ino, n);
         if (*at == NULL) {
@@ -171,7 +179,8 @@ static void remember(int fd, uint64_t from, uint64_t length)
             page_is_written(*at);
         }
     }
-    syscall(SYS_close, reader);
+    if (reader != fd)
+        syscall(SYS_close, reader);
 }
 
 static void before_write(int fd, off_t offset, size_t length)
