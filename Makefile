@@ -181,8 +181,8 @@ crash: ROUNDS ?= 200
 faults: ROUNDS ?= 0
 histories crash faults:
 	@$(again) all checks
-	@cd tests/session && LIARA_BUILD=$(abspath $(BUILD)) OPERATIONS=$(OPERATIONS) ROUNDS=$(ROUNDS) \
-	  BACKEND=$(BACKEND) SEED=$(SEED) PYTHONDONTWRITEBYTECODE=1 python3 -m unittest test_$@
+	@OPERATIONS=$(OPERATIONS) ROUNDS=$(ROUNDS) BACKEND=$(BACKEND) SEED=$(SEED) LIMIT=86400 \
+	  tests/run --plain --verbose $(BUILD) "session  $@"
 
 demo:
 	@$(MAKE) --no-print-directory deps
