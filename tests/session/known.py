@@ -48,13 +48,16 @@ def tell(line):
 class CheckTest(SessionTest):
     """A test that runs a program with a seed and believes its exit status."""
 
-    def judge(self, check, title, program, arguments, options=(), seconds=300):
-        """Runs BUILD/tests/program until it fails or it has been seen to pass. Returns its output."""
+    def judge(self, check, title, program, arguments, options=tuple, seconds=300):
+        """Runs BUILD/tests/program until it fails or it has been seen to pass. Returns its output.
+
+        options() returns more of the daemon's options, anew for each attempt.
+        """
         name = f"{check} {title}"
         for attempt in range(TRIES if name in known_failures() else 1):
             seed = first_seed() + attempt
             command = [BUILD / "tests" / program, f"--daemon={DAEMON}", f"--seed={seed}",
-                       *arguments, "--", *options]
+                       *arguments, "--", *options()]
             good, output = self.run_program(command, seconds)
             if is_long():
                 tell(f"{name}: {output if not good else output.splitlines()[-1]}")

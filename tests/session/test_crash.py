@@ -17,7 +17,7 @@ class Crash(CheckTest):
         title = backend + ("/1M" if options else "")
         self.judge("crash", title, "histories",
                    [f"--backend={backend}", f"--kills={rounds}",
-                    f"--operations={rounds * OPERATIONS}"], options, 300 + 3 * rounds)
+                    f"--operations={rounds * OPERATIONS}"], lambda: options, 300 + 3 * rounds)
 
 
 for name in chosen(PERSISTENT):

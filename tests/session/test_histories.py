@@ -18,9 +18,11 @@ VARIANTS = {
 
 class Histories(CheckTest):
     def history(self, backend, variant):
-        options = list(VARIANTS[backend][variant])
-        if backend == "redis":
-            options.append(f"--redis-socket={self.redis().socket}")
+        def options():
+            # A history begins with an empty store.
+            redis = [f"--redis-socket={self.redis().socket}"] if backend == "redis" else []
+            return [*VARIANTS[backend][variant], *redis]
+
         arguments = [f"--backend={backend}", f"--operations={number('OPERATIONS', OPERATIONS)}"]
         if variant == "tight":
             arguments.append("--evicts")
