@@ -72,7 +72,7 @@ class CheckTest(SessionTest):
         if name not in known_failures():
             self.assertTrue(good, f"{name}:\n{output}")
         elif good:
-            tell(f"known failure passes, can be removed if it does so for long (make {check}): {name}")
+            tell(f"known failure passes, can be removed if its long form does too: {name}")
         else:
             result = re.findall(r"^(?:good|bad) .*", output, re.M)
             tell(f"known failure: {name}: {result[-1] if result else output}")
