@@ -32,6 +32,7 @@ CLI    := $(wildcard client/cli/*.c)
 UNITS  := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/test_*.c))
 FUZZ   := $(patsubst tests/fuzz/%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz/*.c))
 
+comma   := ,
 objects = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 CORE   := $(call objects,$(PROTO) $(filter-out daemon/main.c,$(DAEMON)))
 # Recursive makes use all processors, unless -j was given to the first.
@@ -124,7 +125,11 @@ deps:
 
 # Tests: the unit programs, the load of the stress tests, a daemon that also has a store with faults.
 $(BUILD)/tests/test_store: $(BUILD)/obj/tests/fault_store.o
+$(BUILD)/tests/test_writer: $(BUILD)/obj/tests/fake_disk.o
 $(BUILD)/tests/test_store $(BUILD)/tests/faulty-cached: override LDFLAGS += -fno-lto -Wl,--wrap=store_find
+# The system calls that change the disk, so that a crash or a failure can come at each.
+$(BUILD)/tests/test_log_backing: override LDFLAGS += -fno-lto $(addprefix -Wl$(comma)--wrap=,pwritev \
+  pwritev64 fdatasync fsync fallocate fallocate64 ftruncate ftruncate64 unlinkat renameat)
 $(BUILD)/tests/test_%: $(BUILD)/obj/tests/unit/test_%.o $(CORE) $(BUILD)/libliara-cache.a
 	@echo "  LINK $@"
 	@mkdir -p $(@D)
@@ -208,7 +213,13 @@ $(BENCH):
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -o $@ $^ -lsqlite3 -lhiredis -lmemcached -lm
 
-benchmarks: all $(BENCH)
+# In process, with the daemon's allocator.
+$(BUILD)/bench/engine: $(call objects,tests/bench/engine.c) $(CORE)
+	@echo "  LINK $@"
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) -o $@ $^ $(if $(SANITIZE),,$(ALLOCATOR)) $(LIBS)
+
+benchmarks: all $(BENCH) $(BUILD)/bench/engine
 
 bench:
 	@$(MAKE) --no-print-directory deps NEEDS="$(BENCH_NEEDS)"

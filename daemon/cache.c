@@ -143,6 +143,8 @@ static void waited(struct lease_session *lease, bool granted, struct value *valu
     enum store_status status;
     session->call.value = value;
     session->call.fd = -1;
+    session->call.copied = false;
+    session->call.pinned.bytes = NULL;
     if (granted)
         status = missed(session, true);
     else if (value != NULL)
@@ -181,6 +183,7 @@ void cache_session_abandon(struct cache_session *session)
     lease_session_end(&session->lease);
     value_unref(session->lease.value);
     value_unref(session->call.value);
+    pinned_release(&session->call.pinned);
     value_unref(session->published);
 }
 

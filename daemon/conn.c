@@ -112,7 +112,9 @@ static bool send_line(struct conn *conn, size_t length)
     struct exchange *exchange = &conn->exchange;
     struct value *value = exchange->value;
     const uint8_t *bytes = exchange->bytes;
+    struct pinned pinned = exchange->pinned;
     int fd = exchange->fd;
+    exchange->pinned.bytes = NULL;
     exchange->value = NULL;
     exchange->bytes = NULL;
     exchange->fd = -1;
@@ -120,6 +122,8 @@ static bool send_line(struct conn *conn, size_t length)
         return output_line_with_fd(&conn->out, length, fd, value);
     if (bytes != NULL)
         return output_line_with_bytes(&conn->out, length, bytes, exchange->reply.length);
+    if (pinned.bytes != NULL)
+        return output_line_with_pinned(&conn->out, length, pinned, exchange->reply.length);
     if (value == NULL)
         return output_line(&conn->out, length);
     if (output_line(&conn->out, length))
@@ -357,6 +361,11 @@ static void conn_run(struct conn *conn)
             return;
         }
         conn->blocked = result == OUTPUT_BLOCKED;
+        if (conn->blocked && !output_settle(&conn->out)) {
+            log_error("no memory for what a slow client has not read; the connection is closed");
+            conn_close(conn);
+            return;
+        }
     } while (held_back && !conn->blocked);
     if (conn->blocked)
         event_add(&conn->writable, NULL);

@@ -41,11 +41,11 @@ struct daemon {
     struct notify notify;
 };
 
-/* The limit on all values: what is on its way, and what the memory store or the tier keeps. */
+/* The limit on all values: what is on its way, and what the tier keeps. */
 static void apply_limits(struct daemon *daemon, const struct config *config)
 {
     const struct store_ops *ops = store_find(daemon->config->backend);
-    uint64_t kept = ops == &store_memory ? config->max_size : ops->tiered ? config->memory_size : 0;
+    uint64_t kept = ops->tiered ? config->memory_size : 0;
     config_limits(config, &daemon->limits);
     value_set_limit(config->max_inflight + kept);
     store_set_max_size(daemon->service.store, config->max_size);

@@ -16,6 +16,11 @@ enum {
     OUTPUT_WIDE = 1 << 20 /* asked for; net.core.wmem_max may allow less */
 };
 
+static bool is_text(const struct output_piece *piece)
+{
+    return piece->value == NULL && piece->pinned.bytes == NULL;
+}
+
 /* Drops the text that has been sent, if it is most of it: a client that always leaves something
  * unread must not make it grow. */
 static void compact(struct output *output)
@@ -23,7 +28,7 @@ static void compact(struct output *output)
     struct output_piece *pieces = output->pieces + output->first;
     uint32_t unsent = output->text_used;
     for (unsigned i = output->count; i > 0; i--) {
-        if (pieces[i - 1].value == NULL)
+        if (is_text(&pieces[i - 1]))
             unsent = pieces[i - 1].offset;
     }
     if (unsent == 0 || unsent < output->text_used - unsent)
@@ -31,7 +36,7 @@ static void compact(struct output *output)
     memmove(output->text, output->text + unsent, output->text_used - unsent);
     output->text_used -= unsent;
     for (unsigned i = 0; i < output->count; i++) {
-        if (pieces[i].value == NULL)
+        if (is_text(&pieces[i]))
             pieces[i].offset -= unsent;
     }
 }
@@ -80,7 +85,7 @@ static struct output_piece *last_piece(struct output *output)
 bool output_line(struct output *output, size_t length)
 {
     struct output_piece *last = last_piece(output);
-    if (last != NULL && last->value == NULL && last->fd < 0) {
+    if (last != NULL && is_text(last) && last->fd < 0) {
         last->length += (uint32_t)length;
     } else {
         last = new_piece(output);
@@ -126,6 +131,43 @@ bool output_line_with_bytes(struct output *output, size_t line, const uint8_t *b
     return output_line(output, line + length + 1);
 }
 
+bool output_line_with_pinned(struct output *output, size_t line, struct pinned pinned,
+                             uint64_t length)
+{
+    output->text[output->text_used + line] = '\n';
+    struct output_piece *piece = output_line(output, line) ? new_piece(output) : NULL;
+    if (piece == NULL) {
+        pinned_release(&pinned);
+        return false;
+    }
+    *piece = (struct output_piece){.pinned = pinned, .length = (uint32_t)length, .fd = -1};
+    output->bytes += length;
+    return output_line(output, 1);
+}
+
+static bool settle(struct output_piece *piece)
+{
+    struct value *copy = value_new((const uint8_t *)"", 0, piece->length);
+    if (copy == NULL)
+        return false;
+    memcpy(value_bytes(copy), piece->pinned.bytes + piece->offset, piece->length);
+    pinned_release(&piece->pinned);
+    piece->value = copy;
+    piece->offset = 0;
+    return true;
+}
+
+bool output_settle(struct output *output)
+{
+    bool ok = true;
+    for (unsigned i = 0; i < output->count && ok; i++) {
+        struct output_piece *piece = &output->pieces[output->first + i];
+        if (piece->pinned.bytes != NULL)
+            ok = settle(piece);
+    }
+    return ok;
+}
+
 static bool copy_value(struct output *output, struct value *value)
 {
     return output_room(output, value->length + 1) != NULL &&
@@ -153,6 +195,14 @@ bool output_value(struct output *output, struct value *value)
     return ok;
 }
 
+static char *base_of(const struct output *output, const struct output_piece *piece)
+{
+    if (piece->value != NULL)
+        return (char *)value_bytes(piece->value);
+    /* sendmsg() only reads. */
+    return piece->pinned.bytes != NULL ? (char *)(uintptr_t)piece->pinned.bytes : output->text;
+}
+
 /* A descriptor goes with the first byte of what is sent together, so it ends what is before it, and
  * so does a file. */
 static int gather(const struct output *output, struct iovec *iov)
@@ -162,8 +212,8 @@ static int gather(const struct output *output, struct iovec *iov)
         const struct output_piece *piece = &output->pieces[output->first + (unsigned)count];
         if (piece->file || (piece->fd >= 0 && count > 0))
             break;
-        char *base = piece->value != NULL ? (char *)value_bytes(piece->value) : output->text;
-        iov[count] = (struct iovec){.iov_base = base + piece->offset, .iov_len = piece->length};
+        iov[count].iov_base = base_of(output, piece) + piece->offset;
+        iov[count].iov_len = piece->length;
     }
     return count;
 }
@@ -182,6 +232,7 @@ static void sent(struct output *output, size_t bytes)
         }
         bytes -= piece->length;
         value_unref(piece->value);
+        pinned_release(&piece->pinned);
         output->first++;
         output->count--;
     }
@@ -233,7 +284,7 @@ enum output_result output_flush(struct output *output, int fd)
         if (writes == OUTPUT_WRITES)
             return OUTPUT_BLOCKED;
         const struct output_piece *first = &output->pieces[output->first];
-        bool plain = output->count == 1 && first->value == NULL && first->fd < 0;
+        bool plain = output->count == 1 && is_text(first) && first->fd < 0;
         ssize_t got = plain         ? send_text(output, fd)
                       : first->file ? send_file(output, fd)
                                     : send_some(output, fd);
@@ -252,6 +303,7 @@ void output_clear(struct output *output)
     for (unsigned i = 0; i < output->count; i++) {
         release_fd(&output->pieces[output->first + i]);
         value_unref(output->pieces[output->first + i].value);
+        pinned_release(&output->pieces[output->first + i].pinned);
     }
     free(output->text);
     free(output->pieces);

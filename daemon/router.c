@@ -94,6 +94,12 @@ static void answer_get(struct exchange *exchange, enum store_status status)
         exchange->bytes = call->room;
         return;
     }
+    if (call->pinned.bytes != NULL) {
+        answer_sized(exchange, REPLY_VALUE);
+        exchange->pinned = call->pinned;
+        call->pinned.bytes = NULL;
+        return;
+    }
     if (call->fd >= 0) {
         answer_sized(exchange, REPLY_FD);
         answer_fd(exchange, call->fd, call->offset);
@@ -372,6 +378,7 @@ enum router_next router_start(struct exchange *exchange, const struct request *r
 {
     exchange->value = NULL;
     exchange->bytes = NULL;
+    exchange->pinned.bytes = NULL;
     exchange->fd = -1;
     if (request->verb == VERB_PUT && request->fd)
         return start_put_fd(exchange, request, fd);
@@ -385,6 +392,7 @@ void exchange_start(struct exchange *exchange, const struct router *router, stru
     exchange->fetching = false;
     exchange->value = NULL;
     exchange->bytes = NULL;
+    exchange->pinned.bytes = NULL;
     exchange->fd = -1;
     exchange->done = done;
     cache_session_start(&exchange->session, router->cache, loop, room, session_done);
@@ -401,6 +409,7 @@ static void drop_answer(struct exchange *exchange)
     if (exchange->fd >= 0 && exchange->value == NULL)
         close(exchange->fd);
     value_unref(exchange->value);
+    pinned_release(&exchange->pinned);
     exchange->value = NULL;
     exchange->fd = -1;
 }

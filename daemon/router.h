@@ -35,8 +35,10 @@ struct exchange {
     struct reply reply;
     /* ROUTER_BODY: to be filled; with a reply: its bytes. The caller's reference. */
     struct value *value;
-    /* With a reply: its bytes, where they are no value; they hold until the loop's next request. */
+    /* With a reply: its bytes, where they are no value. bytes hold until the loop's next request,
+     * pinned ones until the caller releases them. */
     const uint8_t *bytes;
+    struct pinned pinned;
     int fd; /* with REPLY_FD: value's own, or where value is NULL the caller's to close; else -1 */
     void (*answer)(struct exchange *exchange, enum store_status status);
     void (*done)(struct exchange *exchange);

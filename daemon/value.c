@@ -86,6 +86,16 @@ struct value *value_ref(struct value *value)
     return value;
 }
 
+void value_hand_over(struct value *value)
+{
+    atomic_fetch_sub_explicit(&total, value_cost(value), memory_order_relaxed);
+}
+
+void value_take_back(struct value *value)
+{
+    atomic_fetch_add_explicit(&total, value_cost(value), memory_order_relaxed);
+}
+
 /* Its bytes and the LF. */
 static uint64_t cost_to_share(const struct value *value)
 {

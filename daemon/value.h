@@ -61,6 +61,14 @@ struct value *value_ref(struct value *value);
 void value_unref(struct value *value);
 
 /*
+ * A store that keeps the value within a bound of its own takes its bytes out of value_total() while
+ * it does; value_take_back() counts them again. Each once, by the holder of a reference. Any
+ * thread.
+ */
+void value_hand_over(struct value *value);
+void value_take_back(struct value *value);
+
+/*
  * The descriptor of a sealed memfd with the value's bytes and an LF, for clients to read them
  * without a copy through the socket, and for the socket to take them without a copy; it stays the
  * value's. value_shared() returns it, or -1.

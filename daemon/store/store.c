@@ -235,9 +235,11 @@ enum store_status store_submit(struct store *store, struct store_call *call)
 {
     struct pool *pool = pool_of(store, call->op);
     call->store = store;
-    call->hash = store_hash(call->key, call->key_length);
+    call->hash = store->hash_key != NULL ? hash_of(store->hash_key, call->key, call->key_length)
+                                         : store_hash(call->key, call->key_length);
     call->fd = -1;
     call->copied = false;
+    call->pinned.bytes = NULL;
     call->progress = NULL;
     if (call->op != STORE_PUT)
         call->value = NULL;

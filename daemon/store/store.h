@@ -19,8 +19,10 @@
 
 #include "../../proto/message.h"
 #include "../loop.h"
+#include "../pinned.h"
 #include "../pool.h"
 #include "../value.h"
+#include "hash.h"
 
 struct config;
 struct store;
@@ -35,8 +37,8 @@ enum store_status {
 };
 
 enum store_op {
-    STORE_GET,  /* value: out, a reference that is the caller's; or fd, where that is wanted; or
-                   copied, where there is room */
+    STORE_GET,  /* value: out, a reference that is the caller's; or pinned, the caller's to release
+                   soon; or fd, where that is wanted; or copied, where there is room */
     STORE_HEAD, /* length, flags, expires: out */
     STORE_PUT,  /* value: in; the store takes the reference and nulls the field, whatever comes */
     STORE_DELETE,
@@ -53,7 +55,7 @@ struct store_call {
     bool wants_fd;      /* GET: a backend may answer with fd */
     const uint8_t *key; /* the caller's, unchanged until the call has finished */
     uint32_t key_length;
-    uint64_t hash;       /* store_hash(key), set by store_submit() */
+    uint64_t hash;       /* the key's, as the store hashes; set by store_submit() */
     void *progress;      /* CLEAR: the backend's, see store_ops.writers; NULL at first */
     struct value *value; /* as above */
 
@@ -63,6 +65,7 @@ struct store_call {
     uint8_t *room;
     uint32_t room_size;
     bool copied;
+    struct pinned pinned; /* GET: as above; length, flags and expires are set then */
 
     enum store_status status; /* the result, also where done() brings it */
     uint32_t flags;
@@ -147,6 +150,7 @@ struct store {
     const struct store_ops *ops;
     struct pool *readers, *writers;
     int lock;                  /* of the directory, or -1 */
+    const struct hash_key *hash_key; /* the store's own; NULL: store_hash() */
     _Atomic uint64_t max_size; /* bytes; may change while running */
 };
 

@@ -4,7 +4,7 @@
 #include "../config.h"
 #include "../container_of.h"
 #include "../log.h"
-#include "memory.h"
+#include "tier_memory.h"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -183,7 +183,7 @@ static bool at_the_store(const struct entry *entry)
 /* The memory's methods answer at once where they are asked for one key. */
 static struct value *memory_look(struct tier *tier, struct store_call *call)
 {
-    enum store_status status = store_memory.get(tier->memory, call);
+    enum store_status status = store_tier_memory.get(tier->memory, call);
     struct value *value = status == STORE_OK ? call->value : NULL;
     call->value = NULL;
     return value;
@@ -318,7 +318,7 @@ static enum store_status tier_get(struct store *store, struct store_call *call)
 {
     struct tier *tier = tier_of(store);
     struct gate *gate = gate_of(tier, call->hash);
-    if (store_memory.get(tier->memory, call) == STORE_OK)
+    if (store_tier_memory.get(tier->memory, call) == STORE_OK)
         return STORE_OK;
     pthread_mutex_lock(&gate->lock);
     struct entry *entry = entry_find(gate, call);
@@ -1122,7 +1122,7 @@ static struct store *open_memory(const struct config *config, char *why, size_t 
     struct config tier_config = *config;
     if (config->memory_size < config->max_size)
         tier_config.max_size = config->memory_size;
-    return store_open(&store_memory, &tier_config, why, size);
+    return store_open(&store_tier_memory, &tier_config, why, size);
 }
 
 struct store *tier_open(struct store *back, const struct config *config, char *why, size_t size)

@@ -1,17 +1,29 @@
 /* What the memory store promises beyond the contract of all: exact accounts, a bound that always
- * holds, the least recently used going first, slices for what takes long. */
+ * holds, what is used staying, slices for what takes long, memory that is given back. */
+#include "store_answer.h"
 #include "suite.h"
 
 #include "../../daemon/clock.h"
 #include "../../daemon/config.h"
 #include "../../daemon/store/store.h"
 
+#include <dirent.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
-enum { KEY_SIZE = 32, WAIT_MS = 60000, THREADS = 8, ROUNDS = 20000, MANY = 200000 };
+enum {
+    KEY_SIZE = 32,
+    WAIT_MS = 60000,
+    SOON_MS = 5000,
+    THREADS = 4,
+    ROUNDS = 5000,
+    MANY = 100000,
+    MIB = 1 << 20,
+    SLACK = 5 << 19 /* beyond a bound: a large page of the index, and each shard's first bucket */
+};
 
 static struct store *store;
 static struct loop *loop;
@@ -100,13 +112,56 @@ static struct ask inspect(const char *prefix)
     return ask;
 }
 
+/* What is counted is what a walk finds, and what the store keeps is not in flight. */
 static void accounts_are_true(const char *prefix)
 {
     struct ask counted = inspect(""), walked = inspect(prefix);
     ck_assert_uint_eq(counted.call.entries, walked.call.entries);
     ck_assert_uint_eq(counted.call.size, walked.call.size);
-    ck_assert_uint_eq(counted.call.size, value_total());
+    ck_assert_uint_eq(value_total(), 0);
 }
+
+/* The memory of the store's memfds. */
+static uint64_t memory_taken(void)
+{
+    uint64_t sum = 0;
+    DIR *folder = opendir("/proc/self/fd");
+    ck_assert_ptr_nonnull(folder);
+    for (struct dirent *item; (item = readdir(folder)) != NULL;) {
+        char target[256] = "";
+        struct stat st;
+        if (readlinkat(dirfd(folder), item->d_name, target, sizeof(target) - 1) <= 0 ||
+            strstr(target, "memfd:liara-cache-") == NULL)
+            continue;
+        ck_assert_int_eq(fstatat(dirfd(folder), item->d_name, &st, 0), 0);
+        sum += (uint64_t)st.st_blocks * 512;
+    }
+    closedir(folder);
+    return sum;
+}
+
+static const char *key_of(const char *name, unsigned number)
+{
+    static char key[KEY_SIZE];
+    snprintf(key, sizeof(key), "%s-%u", name, number);
+    return key;
+}
+
+static void put_many(const char *name, unsigned count, uint32_t length)
+{
+    for (unsigned i = 0; i < count; i++)
+        ck_assert_int_eq(put(key_of(name, i), length, false), STORE_OK);
+}
+
+static unsigned count_of(const char *name)
+{
+    return (unsigned)inspect(name).call.entries;
+}
+
+/* Bounds at which all entries are large ones, most are small ones, and memory comes by the large
+ * page. */
+static const uint64_t bounds[] = {100000, 2 * MIB, 70 * MIB};
+enum { BOUNDS = sizeof(bounds) / sizeof(bounds[0]) };
 
 START_TEST(it_grows)
 {
@@ -124,7 +179,7 @@ START_TEST(it_grows)
     accounts_are_true("key-");
     struct ask clear = {.finished = 0};
     ck_assert_int_eq(run(&clear, STORE_CLEAR, "key-1"), STORE_OK);
-    ck_assert_uint_eq(clear.call.entries, 111111); /* 1, 1x, … 1xxxxx below 200,000 */
+    ck_assert_uint_eq(clear.call.entries, 11111); /* 1, 1x, … 1xxxx below 100,000 */
     accounts_are_true("key-");
     stop();
 }
@@ -133,9 +188,7 @@ END_TEST
 START_TEST(whatever_happens_accounts_are_true)
 {
     start(UINT64_MAX);
-    struct ask ask = {.call = {.value = new_value("key-brief", 100)}};
-    ask.call.value->expires = clock_now() + 20;
-    ck_assert_int_eq(run(&ask, STORE_PUT, "key-brief"), STORE_OK);
+    struct ask ask = {.finished = 0};
     put("key-1", 100, false);
     put("key-2", 200, false);
     accounts_are_true("key-");
@@ -145,7 +198,11 @@ START_TEST(whatever_happens_accounts_are_true)
     accounts_are_true("key-");
     ck_assert_int_eq(run(&ask, STORE_DELETE, "key-2"), STORE_OK);
     accounts_are_true("key-");
-    usleep(30000);
+    ask = (struct ask){.call = {.value = new_value("key-brief", 100)}};
+    ask.call.value->expires = clock_now() + 20;
+    ck_assert_int_eq(run(&ask, STORE_PUT, "key-brief"), STORE_OK);
+    for (int64_t end = clock_now() + WAIT_MS; has("key-brief") && clock_now() < end;)
+        usleep(5000);
     ck_assert(!has("key-brief"));
     accounts_are_true("key-");
     ck_assert_uint_eq(inspect("").call.entries, 1);
@@ -155,120 +212,215 @@ END_TEST
 
 START_TEST(the_bound_holds_after_every_put)
 {
-    uint64_t max = 100000;
-    start(max);
-    char key[KEY_SIZE];
-    for (int i = 0; i < 2000; i++) {
-        snprintf(key, sizeof(key), "key-%d", i);
-        ck_assert_int_eq(put(key, (uint32_t)(i * 37 % 3000), i % 3 == 0), STORE_OK);
-        ck_assert_uint_le(inspect("").call.size, max);
+    for (unsigned n = 0; n < BOUNDS; n++) {
+        uint64_t written = 0;
+        start(bounds[n]);
+        for (unsigned i = 0; written < 2 * bounds[n]; i++) {
+            uint32_t length = i % 50 == 0 ? (uint32_t)bounds[n] / 8 : i * 37 % 3000;
+            ck_assert_int_eq(put(key_of("key", i), length, i % 3 == 0), STORE_OK);
+            ck_assert_uint_le(inspect("").call.size, bounds[n]);
+            if (i % 100 == 0)
+                ck_assert_uint_le(memory_taken(), bounds[n] + SLACK);
+            written += length + 100;
+        }
+        ck_assert_uint_ge(inspect("").call.size, bounds[n] / 2);
+        accounts_are_true("key-");
+        stop();
     }
-    ck_assert_uint_gt(inspect("").call.entries, 20);
-    accounts_are_true("key-");
+}
+END_TEST
+
+/* The index grows after the bound is reached: what it takes is taken from the entries' share. */
+START_TEST(the_index_is_within_the_bound)
+{
+    start(16 * MIB);
+    put_many("key", 6000, 3000);
+    put_many("small", 250000, 1);
+    ck_assert_uint_gt(count_of("small"), 100000);
+    ck_assert_uint_le(memory_taken(), 16 * MIB + SLACK);
+    accounts_are_true("");
     stop();
 }
 END_TEST
 
-/* Few enough to be looked at all together: then it is exactly the one used longest ago that goes.
- */
-START_TEST(the_least_recently_used_goes)
+/* Some hundred times as much is stored as there is room for. */
+static void used_stay(uint64_t max, unsigned used, unsigned others, uint32_t length)
 {
-    start(10 * (sizeof(struct value) + 5 + 1000 + 1));
-    char key[KEY_SIZE];
     struct ask get = {.finished = 0};
-    for (int i = 0; i < 10; i++) {
-        snprintf(key, sizeof(key), "key-%d", i);
-        put(key, 1000, false);
+    start(max);
+    put_many("used", used, length);
+    for (unsigned i = 0; i < others; i++) {
+        ck_assert_int_eq(put(key_of("other", i), length, false), STORE_OK);
+        run(&get, STORE_GET, key_of("used", i % used));
+        store_answer_release(&get.call);
     }
-    for (int i = 9; i >= 5; i--) {
-        snprintf(key, sizeof(key), "key-%d", i);
-        ck_assert_int_eq(run(&get, STORE_GET, key), STORE_OK);
-        value_unref(get.call.value);
-    }
-    for (int i = 0; i < 5; i++) {
-        snprintf(key, sizeof(key), "new-%d", i);
-        ck_assert_int_eq(put(key, 1000, false), STORE_OK);
-        snprintf(key, sizeof(key), "key-%d", i);
-        ck_assert_msg(!has(key), "%s was to go", key);
-    }
-    for (int i = 5; i < 10; i++) {
-        snprintf(key, sizeof(key), "key-%d", i);
-        ck_assert_msg(has(key), "%s was to stay", key);
-    }
+    ck_assert_uint_ge(count_of("used"), used * 9 / 10);
+    accounts_are_true("");
     stop();
+}
+
+START_TEST(what_is_used_stays)
+{
+    used_stay(2 * MIB, 200, 60000, 100);
+    used_stay(900000, 30, 10000, 2000);
 }
 END_TEST
 
 START_TEST(a_large_value_takes_its_room_in_slices)
 {
-    enum { SMALL = 5000 };
-    uint64_t max = SMALL * (sizeof(struct value) + 10 + 100 + 1);
-    start(max);
-    char key[KEY_SIZE];
-    for (int i = 0; i < SMALL; i++) {
-        snprintf(key, sizeof(key), "key-%06d", i);
-        put(key, 100, false);
+    for (unsigned n = 0; n < BOUNDS; n++) {
+        uint32_t length = (uint32_t)bounds[n] / 2;
+        unsigned small = (unsigned)bounds[n] / 200;
+        start(bounds[n]);
+        put_many("key", small, 100);
+        struct ask large = {.call = {.value = new_value("key-large", length)}};
+        submit(&large, loop, STORE_PUT, "key-large");
+        if (n > 0)
+            ck_assert_int_eq(large.finished, 0); /* others get their turn in between */
+        ck_assert_int_eq(put("key-other", 100, false), STORE_OK);
+        ck_assert_int_eq(wait_for(&large, loop), STORE_OK);
+        ck_assert(has("key-large"));
+        ck_assert_uint_ge(inspect("").call.size, length);
+        ck_assert_uint_le(inspect("").call.size, bounds[n]);
+        accounts_are_true("key-");
+        stop();
     }
-    struct ask large = {.call = {.value = new_value("key-large", (uint32_t)max / 2)}};
-    submit(&large, loop, STORE_PUT, "key-large");
-    ck_assert_int_eq(large.finished, 0); /* others get their turn in between */
-    ck_assert_int_eq(put("key-other", 100, false), STORE_OK);
-    ck_assert_int_eq(wait_for(&large, loop), STORE_OK);
-    ck_assert(has("key-large"));
-    ck_assert_uint_le(inspect("").call.size, max);
-    ck_assert_uint_ge(inspect("").call.entries, SMALL / 4);
-    accounts_are_true("key-");
-    stop();
+}
+END_TEST
+
+/* Nearly all that is there: open segments and a grown index have to make room too. */
+START_TEST(a_value_as_large_as_the_store_is_stored)
+{
+    for (unsigned n = 0; n < BOUNDS; n++) {
+        uint32_t length = (uint32_t)(bounds[n] / 100 * 85);
+        start(bounds[n]);
+        put_many("key", (unsigned)(n == 0 ? bounds[0] : bounds[1]) / 60, 1);
+        int64_t begin = clock_now();
+        ck_assert_int_eq(put("key-large", length, false), STORE_OK);
+        ck_assert(has("key-large"));
+        ck_assert_int_eq(put("key-after", 10, false), STORE_OK);
+        ck_assert_int_lt(clock_now() - begin, SOON_MS);
+        accounts_are_true("key-");
+        stop();
+    }
 }
 END_TEST
 
 START_TEST(what_can_never_fit_evicts_nothing)
 {
-    start(100000);
-    put("key-1", 1000, false);
-    put("key-2", 1000, false);
-    struct ask ask = {.call = {.value = new_value("key-large", 100001)}};
-    ck_assert_int_eq(run(&ask, STORE_PUT, "key-large"), STORE_FAILED);
-    ck_assert_int_eq(ask.call.error, ERROR_TOO_LARGE);
-    ck_assert_ptr_null(ask.call.value);
-    ck_assert(has("key-1") && has("key-2"));
-    /* What is there already makes no room either. */
-    ck_assert_int_eq(put("key-1", 99000, false), STORE_EXISTS);
-    ck_assert(has("key-1") && has("key-2"));
-    accounts_are_true("key-");
-    stop();
+    for (unsigned n = 0; n < BOUNDS; n++) {
+        uint32_t max = (uint32_t)bounds[n];
+        /* The first is larger than all, the second with what goes with it. */
+        uint32_t lengths[] = {max + 1, max - (uint32_t)sizeof(struct value) - 9 - 1};
+        start(max);
+        put("key-1", 1000, false);
+        put("key-2", 1000, false);
+        for (unsigned i = 0; i < 2; i++) {
+            struct ask ask = {.call = {.value = new_value("key-large", lengths[i])}};
+            int64_t begin = clock_now();
+            ck_assert_int_eq(run(&ask, STORE_PUT, "key-large"), STORE_FAILED);
+            ck_assert_int_eq(ask.call.error, ERROR_TOO_LARGE);
+            ck_assert_ptr_null(ask.call.value);
+            ck_assert(has("key-1") && has("key-2"));
+            ck_assert_int_lt(clock_now() - begin, SOON_MS);
+        }
+        /* What is there already makes no room either. */
+        ck_assert_int_eq(put("key-1", max / 10 * 8, false), STORE_EXISTS);
+        ck_assert(has("key-1") && has("key-2"));
+        accounts_are_true("key-");
+        stop();
+    }
 }
 END_TEST
 
+START_TEST(the_first_put_is_answered_at_once)
+{
+    for (unsigned n = 0; n < BOUNDS; n++) {
+        start(bounds[n]);
+        struct ask ask = {.call = {.value = new_value("key", 100)}};
+        submit(&ask, loop, STORE_PUT, "key");
+        ck_assert_int_eq(ask.finished, 1);
+        ck_assert_int_eq(ask.call.status, STORE_OK);
+        stop();
+    }
+}
+END_TEST
+
+/* Large by reference, or pinned in a segment that is emptied meanwhile: its bytes stay until they
+ * are released, and the store goes on. */
 START_TEST(what_is_being_sent_survives_its_eviction)
 {
-    start(100000);
-    put("key-1", 60000, false);
-    struct ask get = {.finished = 0};
-    ck_assert_int_eq(run(&get, STORE_GET, "key-1"), STORE_OK);
-    ck_assert_int_eq(put("key-2", 60000, false), STORE_OK);
-    ck_assert(!has("key-1"));
-    for (uint32_t i = 0; i < get.call.value->length; i += 999)
-        ck_assert_int_eq(value_bytes(get.call.value)[i], '1');
-    value_unref(get.call.value);
-    accounts_are_true("key-");
-    stop();
+    for (unsigned n = 0; n < BOUNDS; n++) {
+        uint32_t length = n == 0 ? 60000 : 3000;
+        struct ask get = {.finished = 0};
+        start(bounds[n]);
+        put("key-1", length, false);
+        ck_assert_int_eq(run(&get, STORE_GET, "key-1"), STORE_OK);
+        ck_assert((get.call.value != NULL) == (n == 0));
+        ck_assert((get.call.pinned.bytes != NULL) == (n > 0));
+        ck_assert_uint_eq(value_total(), 0);
+        for (unsigned i = 0; i < 100000 && has("key-1"); i++)
+            ck_assert_int_eq(put(key_of("new", i), length, false), STORE_OK);
+        ck_assert(!has("key-1"));
+        put_many("more", (unsigned)(2 * bounds[n] / length), length);
+        struct store_answer answer = store_answer_of(&get.call);
+        ck_assert_uint_eq(answer.length, length);
+        for (uint32_t i = 0; i < length; i++)
+            ck_assert_int_eq(answer.bytes[i], '1');
+        store_answer_release(&get.call);
+        put_many("last", (unsigned)(bounds[n] / length), length);
+        accounts_are_true("");
+        stop();
+    }
 }
 END_TEST
 
-START_TEST(a_smaller_bound_holds_from_the_next_put_on)
+START_TEST(a_smaller_bound_gives_memory_back)
 {
-    start(1000000);
-    char key[KEY_SIZE];
-    for (int i = 0; i < 100; i++) {
-        snprintf(key, sizeof(key), "key-%d", i);
-        put(key, 5000, false);
+    static const uint64_t smaller[] = {35 * MIB, 5 * MIB, 300000, 100000};
+    for (unsigned n = 0; n < 4; n++) {
+        struct ask get = {.finished = 0};
+        start(70 * MIB);
+        put_many("key", 20000, 3000);
+        put_many("large", 40, 200000);
+        if (n % 2 == 1)
+            ck_assert_int_eq(run(&get, STORE_GET, key_of("key", 19999)), STORE_OK);
+        store_set_max_size(store, smaller[n]);
+        ck_assert_uint_le(inspect("").call.size, smaller[n]);
+        store_answer_release(&get.call);
+        int64_t begin = clock_now();
+        put_many("new", 100, 3000);
+        put_many("new-large", 10, 50000);
+        ck_assert_int_lt(clock_now() - begin, SOON_MS);
+        ck_assert(has("new-large-9"));
+        ck_assert_uint_le(inspect("").call.size, smaller[n]);
+        ck_assert_uint_le(memory_taken(), smaller[n] + SLACK);
+        accounts_are_true("");
+        /* And up again. */
+        store_set_max_size(store, 70 * MIB);
+        put_many("again", 10000, 3000);
+        ck_assert_uint_eq(count_of("again"), 10000);
+        accounts_are_true("");
+        stop();
     }
-    atomic_store(&store->max_size, 100000);
-    ck_assert_int_eq(put("key-new", 5000, false), STORE_OK);
-    ck_assert_uint_le(inspect("").call.size, 100000);
-    ck_assert(has("key-new"));
-    accounts_are_true("key-");
+}
+END_TEST
+
+START_TEST(clear_gives_memory_back)
+{
+    struct ask clear = {.finished = 0};
+    start(128 * MIB);
+    put_many("key", 20000, 3000);
+    put_many("small", 200000, 10);
+    ck_assert_uint_ge(memory_taken(), 60 * MIB);
+    ck_assert_int_eq(run(&clear, STORE_CLEAR, ""), STORE_OK);
+    ck_assert_uint_eq(clear.call.entries, 220000);
+    ck_assert_uint_eq(inspect("").call.entries, 0);
+    ck_assert_uint_eq(inspect("").call.size, 0);
+    ck_assert_uint_le(memory_taken(), 16 * MIB + SLACK);
+    put_many("key", 20000, 3000);
+    ck_assert_uint_eq(count_of("key"), 20000);
+    accounts_are_true("");
     stop();
 }
 END_TEST
@@ -276,61 +428,78 @@ END_TEST
 struct racer {
     pthread_t thread;
     unsigned index, seed;
+    uint32_t length_max;
     bool wrong;
 };
 
 /* A value's bytes are all its key's last letter. */
 static bool is_right(const struct ask *ask)
 {
-    struct value *value = ask->call.value;
-    const uint8_t *bytes = value_bytes(value);
-    return value->length == 0 || (bytes[0] == (uint8_t)ask->key[ask->call.key_length - 1] &&
-                                  memcmp(bytes, bytes + 1, value->length - 1) == 0);
+    struct store_answer answer = store_answer_of(&ask->call);
+    return answer.length == 0 || (answer.bytes[0] == (uint8_t)ask->key[ask->call.key_length - 1] &&
+                                  memcmp(answer.bytes, answer.bytes + 1, answer.length - 1) == 0);
+}
+
+static struct ask random_ask(struct racer *racer, struct loop *own, uint8_t *room)
+{
+    struct ask ask = {.finished = 0};
+    char key[KEY_SIZE];
+    unsigned what = (unsigned)rand_r(&racer->seed) % 100;
+    snprintf(key, sizeof(key), "key-%u", (unsigned)rand_r(&racer->seed) % 300);
+    if (what < 45) {
+        ask.call.value = new_value(key, (uint32_t)rand_r(&racer->seed) % racer->length_max);
+        ask.call.overwrite = what < 20;
+        submit(&ask, own, STORE_PUT, key);
+    } else if (what == 99) {
+        submit(&ask, own, STORE_CLEAR, "key-7");
+    } else {
+        ask.call.room = room;
+        ask.call.room_size = what % 2 == 0 ? VALUE_COPY_MAX : 0;
+        submit(&ask, own, what < 90 ? STORE_GET : STORE_DELETE, key);
+    }
+    wait_for(&ask, own);
+    return ask;
 }
 
 static void *race(void *arg)
 {
     struct racer *racer = arg;
     struct loop *own = loop_new(racer->index);
+    uint8_t room[VALUE_COPY_MAX];
     for (int round = 0; round < ROUNDS; round++) {
-        char key[KEY_SIZE];
-        struct ask ask = {.finished = 0};
-        unsigned what = (unsigned)rand_r(&racer->seed) % 100;
-        snprintf(key, sizeof(key), "key-%u", (unsigned)rand_r(&racer->seed) % 300);
-        if (what < 45) {
-            ask.call.value = new_value(key, (uint32_t)rand_r(&racer->seed) % 3000);
-            ask.call.overwrite = what < 20;
-            submit(&ask, own, STORE_PUT, key);
-        } else if (what == 99) {
-            submit(&ask, own, STORE_CLEAR, "key-7");
-        } else {
-            submit(&ask, own, what < 90 ? STORE_GET : STORE_DELETE, key);
-        }
-        wait_for(&ask, own);
+        struct ask ask = random_ask(racer, own, room);
         if (ask.call.op == STORE_GET && ask.call.status == STORE_OK) {
             racer->wrong |= !is_right(&ask);
-            value_unref(ask.call.value);
+            store_answer_release(&ask.call);
         }
     }
     loop_free(own);
     return NULL;
 }
 
-START_TEST(threads_race_under_a_bound)
+static void race_under(uint64_t max, uint32_t length_max)
 {
     struct racer racers[THREADS];
-    start(100000);
+    start(max);
     for (unsigned i = 0; i < THREADS; i++) {
-        racers[i] = (struct racer){.index = i, .seed = i + 1};
+        racers[i] = (struct racer){.index = i, .seed = i + 1, .length_max = length_max};
         ck_assert_int_eq(pthread_create(&racers[i].thread, NULL, race, &racers[i]), 0);
     }
     for (unsigned i = 0; i < THREADS; i++) {
         pthread_join(racers[i].thread, NULL);
         ck_assert(!racers[i].wrong);
     }
-    ck_assert_uint_le(inspect("").call.size, 100000);
+    ck_assert_uint_le(inspect("").call.size, max);
     accounts_are_true("key-");
     stop();
+}
+
+START_TEST(threads_race_under_a_bound)
+{
+    race_under(100000, 3000);
+    race_under(MIB, 5000);
+    race_under(MIB, 60000);
+    race_under(4 * MIB, 60000);
 }
 END_TEST
 
@@ -338,15 +507,19 @@ int main(void)
 {
     clock_start();
     Suite *suite = suite_create("memory");
-    TCase *tcase = suite_case(suite, "memory", 120);
+    TCase *tcase = suite_case(suite, "memory", 240);
     tcase_add_test(tcase, it_grows);
     tcase_add_test(tcase, whatever_happens_accounts_are_true);
     tcase_add_test(tcase, the_bound_holds_after_every_put);
-    tcase_add_test(tcase, the_least_recently_used_goes);
+    tcase_add_test(tcase, the_index_is_within_the_bound);
+    tcase_add_test(tcase, what_is_used_stays);
     tcase_add_test(tcase, a_large_value_takes_its_room_in_slices);
+    tcase_add_test(tcase, a_value_as_large_as_the_store_is_stored);
     tcase_add_test(tcase, what_can_never_fit_evicts_nothing);
+    tcase_add_test(tcase, the_first_put_is_answered_at_once);
     tcase_add_test(tcase, what_is_being_sent_survives_its_eviction);
-    tcase_add_test(tcase, a_smaller_bound_holds_from_the_next_put_on);
+    tcase_add_test(tcase, a_smaller_bound_gives_memory_back);
+    tcase_add_test(tcase, clear_gives_memory_back);
     tcase_add_test(tcase, threads_race_under_a_bound);
     return suite_run(suite);
 }

@@ -19,6 +19,10 @@ static int ours, theirs;
 static char *expected;
 static size_t expected_length, received;
 
+/* The bytes are the test's, and stand still as long as something pins them. */
+static uint8_t store_bytes[LARGE];
+static atomic_uint pins;
+
 static void start(void)
 {
     int pair[2];
@@ -30,6 +34,8 @@ static void start(void)
     ck_assert_ptr_nonnull(expected);
     expected_length = received = 0;
     signal(SIGPIPE, SIG_IGN);
+    for (uint32_t i = 0; i < LARGE; i++)
+        store_bytes[i] = (uint8_t)(i * 37 >> 3);
 }
 
 static void stop(void)
@@ -40,6 +46,7 @@ static void stop(void)
         close(theirs);
     free(expected);
     ck_assert_uint_eq(value_total(), 0);
+    ck_assert_uint_eq(atomic_load(&pins), 0);
 }
 
 static void expect(const void *bytes, size_t length)
@@ -81,6 +88,20 @@ static void add_value(uint32_t length, bool shared)
     ck_assert(output_value(&out, value));
 }
 
+static void add_pinned(uint32_t length)
+{
+    char *room = output_room(&out, 64);
+    ck_assert_ptr_nonnull(room);
+    int written = snprintf(room, 64, "VALUE %u\n", length);
+    expect(room, (size_t)written);
+    uint32_t offset = length > 0 ? (uint32_t)random() % (LARGE - length) : 0;
+    expect(store_bytes + offset, length);
+    expect("\n", 1);
+    atomic_fetch_add(&pins, 1);
+    struct pinned pinned = {.bytes = store_bytes + offset, .pins = &pins};
+    ck_assert(output_line_with_pinned(&out, (size_t)written, pinned, length));
+}
+
 static void read_some(size_t most)
 {
     static char bytes[65536];
@@ -114,6 +135,8 @@ START_TEST(anything_in_any_order)
             add_line(i);
         else if (random() % 3 == 0)
             add_bytes(i);
+        else if (random() % 3 == 0)
+            add_pinned(length < LARGE ? length : 60000);
         else
             add_value(length, length > 0 && random() % 2 == 0);
         if (random() % 4 == 0) {
@@ -142,6 +165,52 @@ START_TEST(who_never_reads_all_does_not_make_it_grow)
     ck_assert_uint_le(out.text_size, 2 << 20);
     ck_assert_uint_le(out.size, 64);
     read_all();
+    stop();
+}
+END_TEST
+
+/* What was pinned is copied with its first bytes gone or all there, and the store may use its
+ * memory from then on. */
+START_TEST(what_is_settled_is_pinned_no_more)
+{
+    start();
+    for (int i = 0; i < 40; i++) {
+        add_pinned(60000);
+        add_line(i);
+        if (i % 3 == 0)
+            add_value(5000, false);
+        if (i % 5 == 0)
+            add_pinned(0);
+    }
+    ck_assert_int_eq(output_flush(&out, ours), OUTPUT_BLOCKED);
+    uint64_t bytes = out.bytes;
+    ck_assert_uint_gt(atomic_load(&pins), 30);
+    ck_assert(output_settle(&out));
+    ck_assert_uint_eq(atomic_load(&pins), 0);
+    ck_assert_uint_eq(out.bytes, bytes);
+    memset(store_bytes, 0xEE, sizeof(store_bytes));
+    ck_assert(output_settle(&out));
+    read_all();
+    stop();
+}
+END_TEST
+
+START_TEST(what_can_not_be_settled_stays_until_it_is_cleared)
+{
+    start();
+    for (int i = 0; i < 20; i++)
+        add_pinned(60000);
+    ck_assert_int_eq(output_flush(&out, ours), OUTPUT_BLOCKED);
+    value_set_limit(200000);
+    ck_assert(!output_settle(&out));
+    value_set_limit(UINT64_MAX);
+    ck_assert_uint_gt(atomic_load(&pins), 0);
+    read_all();
+    for (int i = 0; i < 20; i++)
+        add_pinned(60000);
+    ck_assert_uint_eq(atomic_load(&pins), 20);
+    output_clear(&out);
+    ck_assert_uint_eq(atomic_load(&pins), 0);
     stop();
 }
 END_TEST
@@ -192,6 +261,8 @@ int main(void)
     TCase *tcase = suite_case(suite, "output", 60);
     tcase_add_test(tcase, anything_in_any_order);
     tcase_add_test(tcase, who_never_reads_all_does_not_make_it_grow);
+    tcase_add_test(tcase, what_is_settled_is_pinned_no_more);
+    tcase_add_test(tcase, what_can_not_be_settled_stays_until_it_is_cleared);
     tcase_add_test(tcase, a_descriptor_comes_with_its_line);
     tcase_add_test(tcase, who_has_left_amid_a_value_is_an_error);
     return suite_run(suite);

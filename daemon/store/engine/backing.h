@@ -38,7 +38,9 @@ struct backing_record {
     uint32_t flags;
     int64_t expires;   /* clock_now()'s milliseconds, or CLOCK_NEVER */
     uint64_t replaces; /* the place of an older record that no longer counts; 0: none is known */
-    uint64_t place;    /* out: where it lies now; 0 for a tombstone */
+    bool retire; /* neither record nor tombstone: it says no more than that replaces is out of date,
+                    while a newer record or tombstone of the hash has been or is being written */
+    uint64_t place; /* out: where it lies now; 0 for a tombstone */
 };
 
 /* What load() and scan() tell about a record. */
@@ -82,7 +84,9 @@ struct backing_owner {
     void (*forget)(void *arg, uint64_t hash, uint64_t place);
 
     /* All records from first to last (places, both included) are lost: a write or sync of theirs
-     * has failed. The engine forgets these places and appends anew what memory still has. */
+     * has failed. The engine forgets these places and appends anew what memory still has, and
+     * tombstones for the rest. Tombstones that are lost the backing writes again by itself, before
+     * the next sync() is OK. */
     void (*lost)(void *arg, uint64_t first, uint64_t last);
 };
 
@@ -119,14 +123,17 @@ struct backing_ops {
     struct backing *(*open)(const struct backing_options *options, uint8_t secret[BACKING_SECRET],
                             char *why, size_t size);
 
-    /* Tells all that lies there by owner.found(). Once, before any other call but close(). false,
-     * and why: only if memory is short or the disk can't be read at all. */
+    /* Tells all that lies there by owner.found(). Once, before any other call but close(). If
+     * damage is found only at the end, owner.lost() takes back what was told. false, and why: only
+     * if memory is short or the disk can't be read at all. */
     bool (*load)(struct backing *backing, char *why, size_t size);
 
     /*
      * Writes count records (1 to some thousand) in this order; durable only after sync(). 0 and
      * every record's place; or an errno (ENOSPC, EDQUOT, EIO …) and no record of this call counts,
-     * now or after a restart. Earlier ones that it took with it were told by owner.lost().
+     * now or after a restart. Earlier ones that it took with it were told by owner.lost(). EFBIG: a
+     * record is larger than this backing can hold (a database: 999 MB, and what max_size has room
+     * for); the others of the call may be tried again without it.
      * While space is short it frees the oldest records by owner.judge() with urgent.
      */
     int (*append)(struct backing *backing, struct backing_record *records, unsigned count);
@@ -142,7 +149,7 @@ struct backing_ops {
      */
     int (*upkeep)(struct backing *backing, uint64_t bytes);
 
-    /* Changes the bound; what is over it goes in the following steps of upkeep. */
+    /* Changes the bound; what is over it goes in the following steps of upkeep. Any thread. */
     void (*set_max_size)(struct backing *backing, uint64_t bytes);
 
     /*

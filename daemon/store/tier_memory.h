@@ -1,10 +1,12 @@
 /*
- * What the memory store offers beside its method table to the tier that uses it (tier.h).
+ * Values in memory, as the tier (tier.h) keeps them: a store that only the tier opens.
  */
-#ifndef LIARA_STORE_MEMORY_H
-#define LIARA_STORE_MEMORY_H
+#ifndef LIARA_STORE_TIER_MEMORY_H
+#define LIARA_STORE_TIER_MEMORY_H
 
 #include "store.h"
+
+extern const struct store_ops store_tier_memory;
 
 /*
  * Keeps the value, of which it takes a reference of its own, if room is to be had without evicting

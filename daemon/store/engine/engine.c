@@ -1,0 +1,645 @@
+#include "engine.h"
+
+#include "../../clock.h"
+#include "../../config.h"
+#include "../../container_of.h"
+#include "../../log.h"
+#include "internal.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum {
+    INDEX_SHARE = 2,       /* of the bound, at most, is index */
+    CLEAN_AHEAD = 4,       /* times its own size a PUT looks at, where room is short */
+    STEPS_IN_A_ROW = 8,    /* of emptying, until others get a turn */
+    LOOK_FIRST = 4096,     /* bytes from which on a PUT looks whether it is worth copying them */
+    PATIENCE_MS = 10000,   /* until a request that gets no room is answered busy */
+    SHRINK_STEP = 1 << 20, /* bytes */
+    UNWRITTEN_SHARE = 4,   /* of the memory may be unwritten: one in so many bytes */
+    UNWRITTEN_LEAST = 1 << 20,
+    CHANGES = 1 << 16,      /* in the writer's queue */
+    OVERSIZE_SHARE = 8,     /* a value of more than one in so many bytes only passes through */
+    INDEX_LEAST = 16 << 20, /* bytes, where memory is small */
+    READERS = 4
+};
+
+enum store_status engine_fail(struct store_call *call, int error)
+{
+    switch (error) {
+    case ENOSPC:
+    case EDQUOT:
+    case EFBIG:
+        return store_fail(call, ERROR_NO_SPACE, "the store can't write: %s", strerror(error));
+    case ENOBUFS:
+        return store_fail(call, ERROR_BUSY,
+                          "too many bytes are in flight; try again (max-inflight)");
+    case ENOMEM:
+        return store_fail(call, ERROR_BUSY, "out of memory; try again");
+    default:
+        return store_fail(call, ERROR_INTERNAL, "the store failed: %s", strerror(error));
+    }
+}
+
+static void describe(struct store_call *call, const struct entry_view *view)
+{
+    call->length = view->length;
+    call->flags = view->flags;
+    call->expires = view->expires;
+}
+
+/* Few bytes are copied, a large value goes by reference, and what is between is pinned. */
+static void hand_out(struct engine *engine, struct store_call *call, const struct entry_view *view,
+                     bool may_copy)
+{
+    describe(call, view);
+    if (call->op == STORE_HEAD)
+        return;
+    if (may_copy && call->room_size > 0 && view->length <= call->room_size) {
+        memcpy(call->room, view->bytes, view->length);
+        call->copied = true;
+    } else if (view->large != NULL) {
+        call->value = value_ref(view->large->value);
+    } else {
+        call->pinned = arena_pin(engine->entries.arena, view->small);
+    }
+}
+
+enum store_status engine_look_up(struct engine *engine, struct store_call *call, bool wait)
+{
+    struct entries *entries = &engine->entries;
+    enum store_status status = STORE_MISS;
+    uint64_t gone = 0; /* a place at which nothing lay */
+    bool again = true;
+    while (again) {
+        struct entry_view view = {.place = 0};
+        struct slot_word word = {.place = 0};
+        struct index_shard *shard = index_lock(entries->index, call->hash);
+        struct slot *slot =
+            entries_find(entries, shard, call->hash, call->key, call->key_length, &view);
+        if (slot != NULL) {
+            word = slot_get(slot);
+            if (call->op == STORE_GET)
+                slot_touch(slot, evict_epoch(entries->evict));
+            if (view.key != NULL)
+                hand_out(engine, call, &view, !wait);
+        }
+        index_unlock(shard);
+        again = false;
+        if (slot != NULL && view.key != NULL)
+            status = STORE_OK;
+        else if (slot != NULL && view.place == gone)
+            disk_drop(engine, call->hash, gone);
+        else if (slot != NULL)
+            status =
+                disk_read(engine, call, view.place, evict_class_limit(word.size), wait, &again);
+        else
+            status = STORE_MISS;
+        gone = view.place;
+    }
+    return status;
+}
+
+enum store_status engine_get(struct store *store, struct store_call *call)
+{
+    struct engine *engine = engine_of(store);
+    enum store_status status = engine_look_up(engine, call, false);
+    return status == STORE_PENDING ? disk_look_up_later(engine, call) : status;
+}
+
+enum store_status engine_head(struct store *store, struct store_call *call)
+{
+    return engine_get(store, call);
+}
+
+static void run_step(struct loop_task *task)
+{
+    struct writer_wait *wait = container_of(task, struct writer_wait, task);
+    struct steps *steps = container_of(wait, struct steps, wait);
+    struct store_call *call = steps->call;
+    steps->wants_writer = false;
+    enum store_status status = steps->step(steps);
+    if (status != STORE_PENDING) {
+        free(steps);
+        call->status = status;
+        call->done(call);
+    } else if (steps->wants_writer) {
+        writer_wait_for_room(steps->engine->writer, wait);
+    } else {
+        loop_post(call->loop, task);
+    }
+}
+
+enum store_status steps_start(struct engine *engine, struct store_call *call,
+                              enum store_status (*step)(struct steps *))
+{
+    struct steps *steps = malloc(sizeof(*steps));
+    if (steps == NULL)
+        return store_fail(call, ERROR_INTERNAL, "out of memory");
+    *steps = (struct steps){.wait = {.loop = call->loop, .task = {.run = run_step}},
+                            .engine = engine,
+                            .call = call,
+                            .until = clock_coarse() + PATIENCE_MS,
+                            .step = step};
+    loop_post(call->loop, &steps->wait.task);
+    return STORE_PENDING;
+}
+
+/* A call that got no room, again: whether it is to be given up, with what error. */
+static enum store_status still_no_room(struct steps *steps)
+{
+    int error = steps->engine->writer != NULL ? writer_error(steps->engine->writer) : 0;
+    if (error != 0)
+        return engine_fail(steps->call, error);
+    if (clock_coarse() > steps->until)
+        return store_fail(steps->call, ERROR_BUSY, "no room in memory for the entry; try again");
+    return STORE_PENDING;
+}
+
+/* STORE_PENDING: the writer has no room for it. */
+static enum store_status delete_entry(struct engine *engine, struct store_call *call)
+{
+    struct entries *entries = &engine->entries;
+    struct entry_view view;
+    if (engine->writer != NULL && !writer_reserve(engine->writer, 0))
+        return STORE_PENDING;
+    struct index_shard *shard = index_lock(entries->index, call->hash);
+    struct slot *slot =
+        entries_find(entries, shard, call->hash, call->key, call->key_length, &view);
+    if (slot != NULL) {
+        entries_remove(entries, shard, slot);
+        if (engine->writer != NULL)
+            writer_push(engine->writer, call->hash, view.place);
+    }
+    index_unlock(shard);
+    if (slot == NULL && engine->writer != NULL)
+        writer_unreserve(engine->writer);
+    return slot != NULL ? STORE_OK : STORE_MISS;
+}
+
+static enum store_status delete_again(struct steps *steps)
+{
+    enum store_status status = delete_entry(steps->engine, steps->call);
+    steps->wants_writer = true;
+    return status == STORE_PENDING ? still_no_room(steps) : status;
+}
+
+enum store_status engine_delete(struct store *store, struct store_call *call)
+{
+    enum store_status status = delete_entry(engine_of(store), call);
+    return status == STORE_PENDING ? steps_start(engine_of(store), call, delete_again) : status;
+}
+
+/* Removes an entry that stands where this hash's could. STORE_PENDING: its tombstone has no room in
+ * the writer's queue. */
+static enum store_status displace(struct engine *engine, struct index_shard *shard, uint64_t hash)
+{
+    struct entries *entries = &engine->entries;
+    struct slot *least = entries_least(entries, shard, hash);
+    if (least == NULL)
+        return STORE_FAILED;
+    if (engine->writer != NULL && !writer_reserve(engine->writer, 0))
+        return STORE_PENDING;
+    uint64_t its_hash = slot_hash(entries->index, shard, least);
+    uint64_t place = entries_view(entries, shard, least).place;
+    entries_remove(entries, shard, least);
+    if (engine->writer != NULL)
+        writer_push(engine->writer, its_hash, place);
+    return STORE_OK;
+}
+
+/*
+ * Has the index name the new entry, unless the key is there and is to stay. What else there is
+ * under the hash is another key's, and goes. Where there is a disk, room for the change is
+ * reserved, and is used or given back unless this returns STORE_PENDING. The shard is locked.
+ */
+static enum store_status publish(struct engine *engine, struct index_shard *shard,
+                                 const struct store_call *call, const struct slot_word *word,
+                                 const struct entry_view *entry)
+{
+    struct entries *entries = &engine->entries;
+    uint64_t bytes = (uint64_t)call->key_length + entry->length, replaces = 0;
+    struct entry_view view = {.place = 0};
+    bool queued = false;
+    struct slot *slot =
+        entries_find(entries, shard, call->hash, call->key, call->key_length, &view);
+    if (slot != NULL && !call->overwrite) {
+        if (engine->writer != NULL)
+            writer_unreserve(engine->writer);
+        return STORE_EXISTS;
+    }
+    slot = index_find(entries->index, shard, call->hash);
+    if (slot != NULL) {
+        view = entries_view(entries, shard, slot);
+        replaces = view.place;
+        queued = view.key != NULL && view.state == ENTRY_UNWRITTEN;
+    }
+    if (engine->writer != NULL)
+        entry_set_state(entry, ENTRY_UNWRITTEN, replaces);
+    while (!entries_publish(entries, shard, call->hash, slot, word, bytes, ENTRY_UNWRITTEN)) {
+        enum store_status status = displace(engine, shard, call->hash);
+        if (status != STORE_OK)
+            return status;
+    }
+    if (engine->writer != NULL && queued)
+        writer_unreserve(engine->writer);
+    else if (engine->writer != NULL)
+        writer_push(engine->writer, call->hash, 0);
+    return STORE_OK;
+}
+
+static struct slot_word new_word(const struct value *value)
+{
+    return (struct slot_word){.has_end = value->expires != CLOCK_NEVER,
+                              .size = evict_class((uint64_t)value->key_length + value->length),
+                              .cost = evict_class(EVICT_COST_UNKNOWN)};
+}
+
+static void fill_entry(struct engine *engine, struct entry *entry, struct value *value)
+{
+    uint8_t *rest = entry->rest;
+    bool has_end = value->expires != CLOCK_NEVER;
+    bool has_disk = engine->writer != NULL;
+    *entry = (struct entry){
+        .length = value->length,
+        .key_length = value->key_length,
+        .flags = value->flags,
+        .bits = (uint16_t)((has_end ? ENTRY_HAS_END : 0) | (has_disk ? ENTRY_HAS_DISK : 0))};
+    if (has_disk)
+        rest += sizeof(uint64_t);
+    if (has_end) {
+        memcpy(rest, &value->expires, sizeof(value->expires));
+        rest += sizeof(value->expires);
+    }
+    memcpy(rest, value_key(value), (size_t)value->key_length + value->length);
+}
+
+/* STORE_PENDING: there is no room. The value stays the caller's. */
+static enum store_status put_small(struct engine *engine, struct store_call *call,
+                                   struct value *value, uint32_t size)
+{
+    struct entries *entries = &engine->entries;
+    enum store_status status = STORE_PENDING;
+    struct appender *appender = arena_lock_appender(entries->arena, loop_index(call->loop));
+    struct entry *entry = arena_append(entries->arena, appender, size);
+    if (entry != NULL) {
+        fill_entry(engine, entry, value);
+        struct slot_word word = new_word(value);
+        struct entry_view view = {.small = entry, .length = value->length};
+        word.kind = SLOT_ARENA;
+        word.place = arena_place(entries->arena, entry);
+        struct index_shard *shard = index_lock(entries->index, call->hash);
+        status = publish(engine, shard, call, &word, &view);
+        uint64_t count = shard->entries * INDEX_SHARDS;
+        index_unlock(shard);
+        if (status != STORE_OK)
+            arena_take_back(entries->arena, appender, entry);
+        else
+            evict_inserted(entries->evict, count);
+    }
+    arena_unlock_appender(appender);
+    return status;
+}
+
+/* As put_small(), for a value that goes into the store as it is. */
+static enum store_status put_large(struct engine *engine, struct store_call *call,
+                                   struct value *value)
+{
+    struct entries *entries = &engine->entries;
+    /* What would push out too much of the rest stays in memory only until it is written. */
+    bool passes =
+        engine->writer != NULL && (value_cost(value) > arena_max(entries->arena) / OVERSIZE_SHARE ||
+                                   !arena_fits(entries->arena, value));
+    struct large *large = arena_add_large(entries->arena, value_ref(value), call->hash, !passes);
+    if (large == NULL) {
+        int error = errno;
+        value_unref(value);
+        return error == ENOBUFS ? STORE_PENDING : STORE_FAILED;
+    }
+    struct slot_word word = new_word(value);
+    struct entry_view view = {.large = large, .length = value->length};
+    word.kind = SLOT_LARGE;
+    word.place = arena_large_place(large);
+    struct index_shard *shard = index_lock(entries->index, call->hash);
+    enum store_status status = publish(engine, shard, call, &word, &view);
+    uint64_t count = shard->entries * INDEX_SHARDS;
+    index_unlock(shard);
+    if (status != STORE_OK)
+        arena_remove_large(entries->arena, large);
+    else
+        evict_inserted(entries->evict, count);
+    return status;
+}
+
+static bool is_there(struct engine *engine, const struct store_call *call)
+{
+    struct entries *entries = &engine->entries;
+    struct entry_view view;
+    struct index_shard *shard = index_lock(entries->index, call->hash);
+    bool there =
+        entries_find(entries, shard, call->hash, call->key, call->key_length, &view) != NULL;
+    index_unlock(shard);
+    return there;
+}
+
+/* If nothing is left to empty, the memory is in open segments and an index that was once larger. */
+static void squeeze(struct engine *engine)
+{
+    if (!arena_line_is_empty(engine->entries.arena))
+        return;
+    arena_seal(engine->entries.arena);
+    index_trim(engine->entries.index);
+}
+
+/* Room is made for what is put, before and where it runs out. STORE_PENDING: not enough yet; and
+ * *wants_writer: nothing more can be done until the writer has written more. */
+static enum store_status put_step(struct engine *engine, struct store_call *call,
+                                  struct value *value, bool *wants_writer)
+{
+    struct arena *arena = engine->entries.arena;
+    uint32_t size =
+        arena_entry_size(arena, value->key_length, value->length, value->expires != CLOCK_NEVER);
+    bool small = size <= arena_small_max(arena);
+    uint64_t missing = small ? arena_keep_max(arena) : size;
+    enum store_status status = STORE_PENDING;
+    *wants_writer = engine->writer != NULL;
+    if (engine->writer != NULL && !writer_reserve(engine->writer, size))
+        return STORE_PENDING;
+    if (small && arena_is_short(arena))
+        cleaner_step(&engine->cleaner, (uint64_t)size * CLEAN_AHEAD);
+    bool cleaned = true;
+    for (unsigned i = 0; status == STORE_PENDING && cleaned && i < STEPS_IN_A_ROW; i++) {
+        status = small ? put_small(engine, call, value, size) : put_large(engine, call, value);
+        if (status == STORE_PENDING)
+            cleaned = cleaner_step(&engine->cleaner, missing);
+        if (status == STORE_PENDING && !cleaned)
+            squeeze(engine);
+    }
+    *wants_writer = *wants_writer && !cleaned;
+    if (engine->writer != NULL && (status == STORE_PENDING || status == STORE_FAILED))
+        writer_unreserve(engine->writer);
+    return status;
+}
+
+/* Ends a PUT, unless it is still pending: the call gives its value up. */
+static enum store_status put_ended(struct store_call *call, enum store_status status)
+{
+    if (status == STORE_PENDING)
+        return status;
+    value_unref(call->value);
+    call->value = NULL;
+    return status;
+}
+
+static enum store_status no_memory(struct store_call *call, enum store_status status)
+{
+    return status == STORE_FAILED
+               ? store_fail(call, ERROR_BUSY, "no memory for the entry; try again")
+               : status;
+}
+
+static enum store_status put_again(struct steps *steps)
+{
+    struct store_call *call = steps->call;
+    enum store_status status = put_step(steps->engine, call, call->value, &steps->wants_writer);
+    status = no_memory(call, status);
+    return put_ended(call, status == STORE_PENDING ? still_no_room(steps) : status);
+}
+
+enum store_status engine_put(struct store *store, struct store_call *call)
+{
+    struct engine *engine = engine_of(store);
+    struct arena *arena = engine->entries.arena;
+    bool on_disk = engine->writer != NULL;
+    uint64_t max = on_disk ? atomic_load(&store->max_size) : arena_max(arena);
+    index_prefetch(engine->entries.index, call->hash);
+    if (value_cost(call->value) > max || (!on_disk && !arena_fits(arena, call->value))) {
+        put_ended(call, STORE_FAILED);
+        return store_fail(call, ERROR_TOO_LARGE,
+                          "the value is larger than the whole cache (max-size %llu)",
+                          (unsigned long long)max);
+    }
+    if (!call->overwrite && call->value->length >= LOOK_FIRST && is_there(engine, call))
+        return put_ended(call, STORE_EXISTS);
+    bool wants_writer;
+    enum store_status status = put_step(engine, call, call->value, &wants_writer);
+    status = no_memory(call, status);
+    if (status != STORE_PENDING)
+        return put_ended(call, status);
+    return put_ended(call, steps_start(engine, call, put_again));
+}
+
+void engine_promote(struct engine *engine, struct store_call *call, struct value *value,
+                    uint64_t place)
+{
+    struct entries *entries = &engine->entries;
+    if (atomic_load(&entries->clearing) > 0)
+        return;
+    struct appender *appender = NULL;
+    struct slot_word word = new_word(value);
+    struct entry_view view = {.length = value->length};
+    uint64_t bytes = (uint64_t)value->key_length + value->length;
+    uint32_t size =
+        arena_entry_size(entries->arena, value->key_length, value->length, word.has_end);
+    if (size <= arena_small_max(entries->arena)) {
+        if (arena_is_short(entries->arena))
+            cleaner_step(&engine->cleaner, (uint64_t)size * CLEAN_AHEAD);
+        appender = arena_lock_appender(entries->arena, loop_index(call->loop));
+        view.small = arena_append(entries->arena, appender, size);
+        if (view.small != NULL) {
+            fill_entry(engine, view.small, value);
+            word.kind = SLOT_ARENA;
+            word.place = arena_place(entries->arena, view.small);
+        }
+    } else if (value_cost(value) <= arena_max(entries->arena) / OVERSIZE_SHARE) {
+        cleaner_step(&engine->cleaner,
+                     arena_used(entries->arena) + size > arena_max(entries->arena) ? size : 0);
+        view.large = arena_add_large(entries->arena, value_ref(value), call->hash, true);
+        if (view.large == NULL)
+            value_unref(value);
+        word.kind = SLOT_LARGE;
+        word.place = arena_large_place(view.large);
+    }
+    bool done = false;
+    if (view.small != NULL || view.large != NULL) {
+        entry_set_state(&view, ENTRY_WRITTEN, place);
+        struct index_shard *shard = index_lock(entries->index, call->hash);
+        struct slot *slot = index_find(entries->index, shard, call->hash);
+        if (slot != NULL && slot_get(slot).kind == SLOT_DISK && slot_get(slot).place == place &&
+            atomic_load(&entries->clearing) == 0) {
+            word.cost = slot_get(slot).cost;
+            done = entries_publish(entries, shard, call->hash, slot, &word, bytes, ENTRY_WRITTEN);
+        }
+        index_unlock(shard);
+    }
+    if (view.small != NULL && !done)
+        arena_take_back(entries->arena, appender, view.small);
+    if (view.large != NULL && !done)
+        arena_remove_large(entries->arena, view.large);
+    if (appender != NULL)
+        arena_unlock_appender(appender);
+}
+
+struct persist {
+    struct writer_wait wait;
+    struct store_call *call;
+};
+
+static void persisted(struct loop_task *task)
+{
+    struct writer_wait *wait = container_of(task, struct writer_wait, task);
+    struct persist *persist = container_of(wait, struct persist, wait);
+    struct store_call *call = persist->call;
+    call->status = STORE_OK;
+    if (wait->error != 0)
+        call->status = engine_fail(call, wait->error);
+    free(persist);
+    call->done(call);
+}
+
+enum store_status engine_persist(struct store *store, struct store_call *call)
+{
+    struct engine *engine = engine_of(store);
+    call->durable = engine->writer != NULL;
+    if (engine->writer == NULL)
+        return STORE_OK;
+    struct persist *persist = malloc(sizeof(*persist));
+    if (persist == NULL)
+        return store_fail(call, ERROR_INTERNAL, "out of memory");
+    *persist =
+        (struct persist){.wait = {.loop = call->loop, .task = {.run = persisted}}, .call = call};
+    writer_persist(engine->writer, &persist->wait);
+    return STORE_PENDING;
+}
+
+/* Empties until memory is within the bound. */
+static void shrink(struct engine *engine, uint64_t bytes)
+{
+    struct arena *arena = engine->entries.arena;
+    uint64_t before = arena_max(arena);
+    arena_set_max(arena, bytes);
+    if (bytes >= before)
+        return;
+    arena_seal(arena);
+    arena_trim(arena, bytes);
+    while (arena_used(arena) > bytes && cleaner_step(&engine->cleaner, SHRINK_STEP))
+        arena_trim(arena, bytes);
+    /* What is still above the bound, because another thread was at it, goes with the next PUTs. */
+    index_trim(engine->entries.index);
+}
+
+void engine_set_max_size(struct store *store, uint64_t bytes)
+{
+    struct engine *engine = engine_of(store);
+    if (engine->backing != NULL) {
+        engine->ops->set_max_size(engine->backing, bytes);
+        writer_set_max_size(engine->writer, bytes);
+    } else {
+        shrink(engine, bytes);
+    }
+}
+
+void engine_close(struct store *store)
+{
+    struct engine *engine = engine_of(store);
+    uint64_t lost = 0;
+    pool_free(engine->walkers);
+    pool_free(engine->readers);
+    if (engine->writer != NULL)
+        lost = writer_stop(engine->writer, engine->stop_timeout);
+    if (lost > 0)
+        log_error("%llu changes did not reach the disk and are lost", (unsigned long long)lost);
+    writer_free(engine->writer);
+    if (engine->backing != NULL)
+        engine->ops->close(engine->backing);
+    if (engine->entries.arena != NULL)
+        cleaner_end(&engine->cleaner);
+    arena_free(engine->entries.arena);
+    evict_free(engine->entries.evict);
+    index_free(engine->entries.index);
+    free(engine);
+}
+
+/* No more than the machine has is ever of use, and address space has to be reserved for it. */
+static uint64_t usable(uint64_t bytes)
+{
+    uint64_t memory = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    return bytes < memory ? bytes : memory;
+}
+
+/* An engine whose entries take so many bytes of memory. */
+static struct engine *open_engine(uint64_t memory, uint64_t index, bool on_disk, char *why,
+                                  size_t size)
+{
+    struct engine *engine = calloc(1, sizeof(*engine));
+    if (engine == NULL) {
+        snprintf(why, size, "out of memory");
+        return NULL;
+    }
+    struct entries *entries = &engine->entries;
+    entries->on_disk = on_disk;
+    entries->index = index_new(index);
+    if (entries->index != NULL)
+        entries->evict = evict_new(entries->index);
+    if (entries->evict != NULL)
+        entries->arena = arena_new(memory, entries->index, on_disk);
+    if (entries->arena != NULL) {
+        cleaner_init(&engine->cleaner, entries);
+        return engine;
+    }
+    snprintf(why, size, "can't reserve memory for the cache: %s", strerror(errno));
+    engine_close(&engine->store);
+    return NULL;
+}
+
+struct store *engine_open_memory(const struct config *config, char *why, size_t size)
+{
+    uint64_t memory = usable(config->max_size);
+    struct engine *engine = open_engine(memory, memory / INDEX_SHARE, false, why, size);
+    return engine != NULL ? &engine->store : NULL;
+}
+
+static bool start_disk(struct engine *engine, const struct config *config,
+                       const struct backing_ops *ops, char *why, size_t size)
+{
+    uint64_t unwritten = usable(config->memory_size) / UNWRITTEN_SHARE;
+    struct backing_options options = {
+        .directory = config->directory, .max_size = config->max_size, .owner = disk_owner(engine)};
+    uint8_t secret[BACKING_SECRET];
+    engine->ops = ops;
+    engine->stop_timeout = config->stop_timeout;
+    engine->backing = ops->open(&options, secret, why, size);
+    if (engine->backing == NULL)
+        return false;
+    hash_key_from(&engine->hash_key, secret, sizeof(secret));
+    engine->entries.hash_key = engine->store.hash_key = &engine->hash_key;
+    engine->writer = writer_new(&engine->entries, ops, engine->backing,
+                                unwritten > UNWRITTEN_LEAST ? unwritten : UNWRITTEN_LEAST, CHANGES);
+    if (engine->writer != NULL)
+        writer_set_max_size(engine->writer, config->max_size);
+    if (engine->writer != NULL && !ops->load(engine->backing, why, size))
+        return false;
+    if (engine->writer != NULL)
+        engine->readers = pool_new("store-reader", READERS, NULL);
+    if (engine->readers != NULL)
+        engine->walkers = pool_new("store-walker", 1, NULL);
+    if (engine->walkers != NULL && writer_start(engine->writer))
+        return true;
+    snprintf(why, size, "can't start the threads of the store: %s", strerror(errno));
+    return false;
+}
+
+struct store *engine_open_disk(const struct config *config, const struct backing_ops *ops,
+                               char *why, size_t size)
+{
+    uint64_t memory = usable(config->memory_size);
+    uint64_t index = memory / 4 * 3 > INDEX_LEAST ? memory / 4 * 3 : INDEX_LEAST;
+    struct engine *engine = open_engine(memory, index, true, why, size);
+    if (engine == NULL || start_disk(engine, config, ops, why, size))
+        return engine != NULL ? &engine->store : NULL;
+    engine_close(&engine->store);
+    return NULL;
+}
