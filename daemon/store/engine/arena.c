@@ -165,7 +165,7 @@ uint64_t arena_max(const struct arena *arena)
     return atomic_load_explicit(&arena->max, memory_order_relaxed);
 }
 
-/* What the index takes of the bound. However large it is, a part of the bound is left to pass
+/* Bytes of the bound that the index takes. However large it is, a part of the bound is left to pass
  * through. */
 static uint64_t beside_of(const struct arena *arena)
 {

@@ -57,7 +57,7 @@ struct large {
     _Atomic uint64_t disk;
 };
 
-/* Where to append: one for each thread that stores much, so that they seldom meet. */
+/* A place to append to: one for each thread that stores much, so that they seldom meet. */
 struct appender {
     pthread_mutex_t lock;
     uint32_t segment; /* UINT32_MAX: none is open */

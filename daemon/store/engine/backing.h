@@ -43,7 +43,7 @@ struct backing_record {
     uint64_t place; /* out: where it lies now; 0 for a tombstone */
 };
 
-/* What load() and scan() tell about a record. */
+/* A record as load() and scan() tell it. */
 struct backing_found {
     uint64_t hash;
     uint64_t place;  /* 0: a tombstone */

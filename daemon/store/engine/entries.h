@@ -62,7 +62,7 @@ void entry_set_state(const struct entry_view *view, enum entry_state state, uint
 /*
  * Has the index name an entry: word (kind ARENA, LARGE) of bytes of key and value, used now.
  * state: as was set. before: the hash's slot, whatever it names; NULL: there is none. false: the
- * index has no room within reach (see entries_displaced()); nothing has changed.
+ * index has no room within reach (see entries_least()); nothing has changed.
  */
 bool entries_publish(struct entries *entries, struct index_shard *shard, uint64_t hash,
                      struct slot *before, const struct slot_word *word, uint64_t bytes,
