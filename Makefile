@@ -129,7 +129,7 @@ $(BUILD)/tests/test_writer: $(BUILD)/obj/tests/fake_disk.o
 $(BUILD)/tests/test_store $(BUILD)/tests/faulty-cached: override LDFLAGS += -fno-lto -Wl,--wrap=store_find
 # The system calls that change the disk, so that a crash or a failure can come at each.
 $(BUILD)/tests/test_log_backing: override LDFLAGS += -fno-lto $(addprefix -Wl$(comma)--wrap=,pwritev \
-  pwritev64 fdatasync fsync fallocate fallocate64 ftruncate ftruncate64 unlinkat renameat)
+  pwritev64 pwrite pwrite64 fdatasync fsync fallocate fallocate64 ftruncate ftruncate64 unlinkat renameat)
 $(BUILD)/tests/test_%: $(BUILD)/obj/tests/unit/test_%.o $(CORE) $(BUILD)/libliara-cache.a
 	@echo "  LINK $@"
 	@mkdir -p $(@D)

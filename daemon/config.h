@@ -17,11 +17,10 @@ struct config {
     char *config; /* the file that was read, or NULL */
     char *socket;
     uint32_t socket_mode;
-    char *backend;         /* a name that store_find() knows */
-    char *directory;       /* of the persistent backends */
-    uint64_t max_size;     /* bytes in the store */
-    uint64_t memory_size;  /* bytes of the memory tier, 0: none */
-    uint64_t journal_size; /* bytes of the filesystem store's journal, 0: none */
+    char *backend;        /* a name that store_find() knows */
+    char *directory;      /* of the persistent backends */
+    uint64_t max_size;    /* bytes in the store */
+    uint64_t memory_size; /* bytes of memory of a store that keeps values elsewhere */
     uint64_t max_value_size;
     uint64_t max_inflight; /* bytes of values on their way, all connections together */
     uint64_t max_inflight_per_connection;

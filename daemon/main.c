@@ -196,13 +196,11 @@ static void persist_done(struct store_call *call)
     persisted = true;
 }
 
-static void persist(struct daemon *daemon)
+enum persist_result { PERSIST_OK, PERSIST_FAILED, PERSIST_HANGS };
+
+static enum persist_result persist_once(struct daemon *daemon)
 {
     struct store *store = daemon->service.store;
-    if (!store_attach(store, daemon->loop)) {
-        log_error("can't persist at the end: out of memory");
-        return;
-    }
     int64_t until = clock_now() + PERSIST_PATIENCE_MS;
     last_persist = (struct store_call){.op = STORE_PERSIST,
                                        .key = (const uint8_t *)"",
@@ -212,10 +210,31 @@ static void persist(struct daemon *daemon)
     while (!persisted && clock_now() < until)
         loop_step(daemon->loop, PERSIST_SLICE_MS);
     if (!persisted)
-        log_error("the store has not persisted after %d s", PERSIST_PATIENCE_MS / 1000);
-    else if (last_persist.status == STORE_FAILED)
+        return PERSIST_HANGS;
+    return last_persist.status == STORE_FAILED ? PERSIST_FAILED : PERSIST_OK;
+}
+
+/* A store of this daemon's alone is the only one that has what is unwritten, so that it is tried
+ * again for as long as the end may take. */
+static enum persist_result persist(struct daemon *daemon, int64_t until)
+{
+    struct store *store = daemon->service.store;
+    if (!store_attach(store, daemon->loop)) {
+        log_error("can't persist at the end: out of memory");
+        return PERSIST_FAILED;
+    }
+    enum persist_result result = persist_once(daemon);
+    while (result == PERSIST_FAILED && store->ops->in_directory && clock_now() < until) {
+        loop_step(daemon->loop, PERSIST_SLICE_MS);
+        result = persist_once(daemon);
+    }
+    if (result == PERSIST_FAILED)
         log_error("can't persist at the end: %s", last_persist.text);
+    else if (result == PERSIST_HANGS)
+        log_error("the store has not persisted after %d s: what it has not written is lost",
+                  PERSIST_PATIENCE_MS / 1000);
     store_detach(store, daemon->loop);
+    return result;
 }
 
 static void stop_workers(struct daemon *daemon)
@@ -226,13 +245,19 @@ static void stop_workers(struct daemon *daemon)
         worker_join(daemon->workers[i]);
 }
 
-static void stop(struct daemon *daemon)
+/* false: acknowledged entries are lost. */
+static bool stop(struct daemon *daemon)
 {
+    int64_t until = clock_now() + daemon->stop_timeout;
+    enum persist_result result = PERSIST_OK;
     notify_stop(&daemon->notify);
     stop_workers(daemon);
     if (daemon->service.store != NULL)
-        persist(daemon);
+        result = persist(daemon, until);
+    bool lost = result != PERSIST_OK && daemon->service.store->ops->in_directory;
     listener_close(&daemon->listener);
+    if (result == PERSIST_HANGS)
+        _exit(lost ? EXIT_FAILURE : EXIT_SUCCESS); /* its threads can't be waited for */
     pool_free(daemon->service.router.files);
     store_close(daemon->service.store);
     for (unsigned i = 0; i < daemon->worker_count; i++)
@@ -245,6 +270,7 @@ static void stop(struct daemon *daemon)
     }
     loop_free(daemon->loop);
     free(daemon->workers);
+    return !lost;
 }
 
 static int run(struct daemon *daemon)
@@ -256,10 +282,10 @@ static int run(struct daemon *daemon)
     bool started = start(daemon);
     if (started)
         loop_run(daemon->loop);
-    stop(daemon);
+    bool kept = stop(daemon);
     if (started)
         log_info("stopped");
-    return started ? EXIT_SUCCESS : EXIT_FAILURE;
+    return started && kept ? EXIT_SUCCESS : EXIT_FAILURE;
 }
 
 /*

@@ -167,11 +167,13 @@ static void answer_inspect(struct exchange *exchange, enum store_status status)
     int length =
         snprintf(text, sizeof(text),
                  "name %s\nbackend %s\nsize %llu\nentries %llu\napproximate %d\n"
+                 "unwritten %llu\nlost %llu\n"
                  "hits %llu\nmisses %llu\nstored %llu\nexists %llu\nuptime %lld\nversion %s\n",
                  backend->title, backend->name, (unsigned long long)call->size,
-                 (unsigned long long)call->entries, call->approximate, (unsigned long long)sum.hits,
-                 (unsigned long long)sum.misses, (unsigned long long)sum.stored,
-                 (unsigned long long)sum.exists,
+                 (unsigned long long)call->entries, call->approximate,
+                 (unsigned long long)call->unwritten, (unsigned long long)call->lost,
+                 (unsigned long long)sum.hits, (unsigned long long)sum.misses,
+                 (unsigned long long)sum.stored, (unsigned long long)sum.exists,
                  (long long)((clock_now() - exchange->router->started) / 1000), LIARA_VERSION);
     answer_text(exchange, text, (size_t)length);
 }

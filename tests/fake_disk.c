@@ -27,6 +27,7 @@ static struct {
     uint64_t count, size, synced, first; /* records before first have been given back */
     uint64_t bytes, max_size;
     unsigned fail_appends, fail_syncs, appends, syncs;
+    uint64_t record_max;
     int append_error, sync_error;
     bool hold, off;
     uint8_t secret[BACKING_SECRET];
@@ -61,6 +62,7 @@ void fake_disk_reset(void)
     disk.synced = disk.first = 0;
     disk.fail_appends = disk.fail_syncs = disk.appends = disk.syncs = 0;
     disk.hold = false;
+    disk.record_max = UINT64_MAX;
     memset(disk.secret, 7, sizeof(disk.secret));
     pthread_mutex_unlock(&disk.lock);
 }
@@ -80,6 +82,13 @@ void fake_disk_power_on(void)
     pthread_mutex_lock(&disk.lock);
     disk.off = false;
     disk.fail_appends = disk.fail_syncs = 0;
+    pthread_mutex_unlock(&disk.lock);
+}
+
+void fake_disk_limit_records(uint64_t bytes)
+{
+    pthread_mutex_lock(&disk.lock);
+    disk.record_max = bytes;
     pthread_mutex_unlock(&disk.lock);
 }
 
@@ -232,6 +241,11 @@ static int fake_append(struct backing *backing, struct backing_record *records, 
     }
     if (disk.off)
         error = EIO;
+    for (unsigned i = 0; i < count && error == 0; i++) {
+        if (records[i].data != NULL &&
+            (uint64_t)records[i].key_length + records[i].length > disk.record_max)
+            error = EFBIG;
+    }
     for (unsigned i = 0; i < count && error == 0; i++) {
         if (!records[i].retire)
             records[i].place = add(&records[i]);
@@ -392,6 +406,21 @@ static bool fake_scan(struct backing *backing, uint64_t *cursor,
     return false;
 }
 
+static uint64_t fake_record_max(struct backing *backing)
+{
+    (void)backing;
+    pthread_mutex_lock(&disk.lock);
+    uint64_t bytes = disk.record_max;
+    pthread_mutex_unlock(&disk.lock);
+    return bytes;
+}
+
+static void fake_compact(struct backing *backing, uint64_t live_bytes)
+{
+    (void)backing;
+    (void)live_bytes;
+}
+
 static struct backing_stats fake_stats(struct backing *backing)
 {
     (void)backing;
@@ -411,6 +440,8 @@ const struct backing_ops fake_disk_ops = {
     .sync = fake_sync,
     .upkeep = fake_upkeep,
     .set_max_size = fake_set_max_size,
+    .record_max = fake_record_max,
+    .compact = fake_compact,
     .read = fake_read,
     .scan = fake_scan,
     .stats = fake_stats,

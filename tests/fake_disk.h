@@ -25,6 +25,9 @@ void fake_disk_power_on(void);
 void fake_disk_fail_appends(unsigned count, int error);
 void fake_disk_fail_syncs(unsigned count, int error);
 
+/* Bytes that a record may have from here on; UINT64_MAX at first. */
+void fake_disk_limit_records(uint64_t bytes);
+
 /* While true, append() and sync() do not return. */
 void fake_disk_hold(bool hold);
 

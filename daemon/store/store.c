@@ -241,6 +241,7 @@ enum store_status store_submit(struct store *store, struct store_call *call)
     call->copied = false;
     call->pinned.bytes = NULL;
     call->progress = NULL;
+    call->unwritten = call->lost = 0;
     if (call->op != STORE_PUT)
         call->value = NULL;
     if (call->op != STORE_GET)

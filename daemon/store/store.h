@@ -76,6 +76,8 @@ struct store_call {
     uint64_t entries;
     uint64_t size; /* bytes of keys and values */
     bool approximate;
+    uint64_t unwritten; /* INSPECT: bytes that are not on disk yet, and entries that were lost */
+    uint64_t lost;      /* because the disk failed; 0 where there is none */
     bool durable;
     enum error_code error;
     char text[MESSAGE_TEXT_MAX];
@@ -149,9 +151,9 @@ struct store_ops {
 struct store {
     const struct store_ops *ops;
     struct pool *readers, *writers;
-    int lock;                  /* of the directory, or -1 */
+    int lock;                        /* of the directory, or -1 */
     const struct hash_key *hash_key; /* the store's own; NULL: store_hash() */
-    _Atomic uint64_t max_size; /* bytes; may change while running */
+    _Atomic uint64_t max_size;       /* bytes; may change while running */
 };
 
 /* The backends' own tables, one a file. */

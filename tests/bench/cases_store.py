@@ -47,8 +47,7 @@ def put_processes(bench):
     count = 2000 if bench.settings.quick else 16000
     servers = bench.lineup(
         name, lambda: [bench.liara(f"liara-{backend}", backend)
-                       for backend in ("sqlite", "filesystem", "memory")]
-        + [bench.liara("liara-fs-journal", "filesystem", ["journal-size=256M"])],
+                       for backend in ("sqlite", "filesystem", "memory")],
         lambda server: None)
     folder = bench.own_folder()
     places = {"SQLite file": ("sqlite", os.path.join(folder, "cache.db")),
@@ -64,7 +63,7 @@ def put_processes(bench):
     runs = {label: (lambda label=label, kind=kind, place=place: run(label, kind, place))
             for label, (kind, place) in places.items()}
     rounds = bench.rounds(name, runs)
-    for ours in ("liara-sqlite", "liara-filesystem", "liara-fs-journal"):
+    for ours in ("liara-sqlite", "liara-filesystem"):
         for other, target in (("SQLite file", 6.0), ("files", 3.0)):
             row = row_of(name, title, RATE, rounds, ours, [other], target)
             row.figure = f"{ours}: {row.figure}"

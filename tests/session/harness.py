@@ -335,7 +335,14 @@ class Daemon(Process):
                    Path(f"/proc/{self.pid}/task").glob("*/status"))
 
     def descriptors_open(self):
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
+        """How many it has open beside those of its store's own files."""
+        def is_own(fd):
+            try:
+                return os.readlink(fd).startswith(str(self.directory))
+            except FileNotFoundError:
+                return True
+        folder = f"/proc/{self.pid}/fd"
+        return sum(not is_own(os.path.join(folder, name)) for name in os.listdir(folder))
 
     def descriptors_settled(self):
         """How many are open once those of connections that have ended are closed."""

@@ -907,7 +907,7 @@ static void assert_round_trip(struct config *config)
 
     print(config, text);
     again = load_file(text);
-    ck_assert_uint_eq(assert_same(config, again), 28);
+    ck_assert_uint_eq(assert_same(config, again), 27);
     config_free(again);
     config_free(config);
 }

@@ -364,6 +364,27 @@ START_TEST(puts_are_refused_while_nothing_can_be_written)
 END_TEST
 
 /* The kernel forgets what a failed sync was to write. What memory has is written again. */
+START_TEST(an_entry_that_no_longer_fits_the_disk_is_dropped_and_the_rest_is_written)
+{
+    start(8 << 20);
+    ck_assert_int_eq(put("large", 1, 100, false), STORE_OK);
+    ck_assert_int_eq(run(STORE_PERSIST, ""), STORE_OK);
+    fake_disk_hold(true);
+    ck_assert_int_eq(put("large", 2, 200000, true), STORE_OK);
+    ck_assert_int_eq(put("small", 3, 100, false), STORE_OK);
+    fake_disk_limit_records(1000);
+    fake_disk_hold(false);
+    ck_assert_int_eq(run(STORE_PERSIST, ""), STORE_OK);
+    ck_assert_uint_eq(get("large"), 0);
+    ck_assert_uint_eq(get("small"), 3);
+    ck_assert_int_eq(put("large", 4, 200000, true), STORE_FAILED); /* from here on it is refused */
+    crash(0);
+    ck_assert_uint_eq(get("large"), 0); /* and the older value does not come back */
+    ck_assert_uint_eq(get("small"), 3);
+    stop();
+}
+END_TEST
+
 START_TEST(after_a_failed_sync_persist_proves_itself_anew)
 {
     start(4 << 20);
@@ -565,6 +586,7 @@ int main(void)
     tcase_add_test(tcase, clear_is_durable);
     tcase_add_test(tcase, a_failed_write_keeps_everything);
     tcase_add_test(tcase, puts_are_refused_while_nothing_can_be_written);
+    tcase_add_test(tcase, an_entry_that_no_longer_fits_the_disk_is_dropped_and_the_rest_is_written);
     tcase_add_test(tcase, after_a_failed_sync_persist_proves_itself_anew);
     tcase_add_test(tcase, what_a_failed_sync_lost_is_a_miss_for_good);
     tcase_add_test(tcase, a_damaged_record_is_a_miss);

@@ -132,8 +132,7 @@ struct backing_ops {
      * Writes count records (1 to some thousand) in this order; durable only after sync(). 0 and
      * every record's place; or an errno (ENOSPC, EDQUOT, EIO …) and no record of this call counts,
      * now or after a restart. Earlier ones that it took with it were told by owner.lost(). EFBIG: a
-     * record is larger than this backing can hold (a database: 999 MB, and what max_size has room
-     * for); the others of the call may be tried again without it.
+     * record is larger than record_max(); the others of the call may be tried again without it.
      * While space is short it frees the oldest records by owner.judge() with urgent.
      */
     int (*append)(struct backing *backing, struct backing_record *records, unsigned count);
@@ -151,6 +150,14 @@ struct backing_ops {
 
     /* Changes the bound; what is over it goes in the following steps of upkeep. Any thread. */
     void (*set_max_size)(struct backing *backing, uint64_t bytes);
+
+    /* Bytes of key and value that a record may have, within max_size. Any thread. */
+    uint64_t (*record_max)(struct backing *backing);
+
+    /* Many records have been removed at once, and live_bytes of keys and values are left: the
+     * following steps of upkeep give the room back to the file system, as far as that is worth its
+     * cost. Any thread. */
+    void (*compact)(struct backing *backing, uint64_t live_bytes);
 
     /*
      * Reads the record at place into a new value, checked against its checksum, with flags and end

@@ -34,6 +34,8 @@ enum store_status engine_fail(struct store_call *call, int error)
     case EDQUOT:
     case EFBIG:
         return store_fail(call, ERROR_NO_SPACE, "the store can't write: %s", strerror(error));
+    case EBUSY:
+        return store_fail(call, ERROR_UNAVAILABLE, "another program has locked the store's files");
     case ENOBUFS:
         return store_fail(call, ERROR_BUSY,
                           "too many bytes are in flight; try again (max-inflight)");
@@ -422,6 +424,13 @@ enum store_status engine_put(struct store *store, struct store_call *call)
                           "the value is larger than the whole cache (max-size %llu)",
                           (unsigned long long)max);
     }
+    uint64_t record_max = on_disk ? engine->ops->record_max(engine->backing) : UINT64_MAX;
+    if ((uint64_t)call->key_length + call->value->length > record_max) {
+        put_ended(call, STORE_FAILED);
+        return store_fail(call, ERROR_TOO_LARGE,
+                          "this store holds at most %llu bytes of key and value in an entry",
+                          (unsigned long long)record_max);
+    }
     if (!call->overwrite && call->value->length >= LOOK_FIRST && is_there(engine, call))
         return put_ended(call, STORE_EXISTS);
     bool wants_writer;
@@ -549,7 +558,7 @@ void engine_close(struct store *store)
     pool_free(engine->walkers);
     pool_free(engine->readers);
     if (engine->writer != NULL)
-        lost = writer_stop(engine->writer, engine->stop_timeout);
+        lost = writer_stop(engine->writer, 0);
     if (lost > 0)
         log_error("%llu changes did not reach the disk and are lost", (unsigned long long)lost);
     writer_free(engine->writer);
@@ -610,7 +619,6 @@ static bool start_disk(struct engine *engine, const struct config *config,
         .directory = config->directory, .max_size = config->max_size, .owner = disk_owner(engine)};
     uint8_t secret[BACKING_SECRET];
     engine->ops = ops;
-    engine->stop_timeout = config->stop_timeout;
     engine->backing = ops->open(&options, secret, why, size);
     if (engine->backing == NULL)
         return false;

@@ -22,7 +22,6 @@ struct engine {
     struct writer *writer;
     struct pool *readers;             /* read what the page cache does not have */
     struct pool *walkers;             /* go over all that is on disk: CLEAR, INSPECT */
-    int64_t stop_timeout;             /* milliseconds that the end may take if writing fails */
     struct hash_key hash_key;         /* the store's own, kept with it */
     _Atomic uint64_t evicted_entries; /* from disk, since the start */
     unsigned judged;                  /* records; the writer's thread alone */

@@ -73,6 +73,18 @@ static void give_memory_back(struct engine *engine)
     index_trim(engine->entries.index);
 }
 
+/* Bytes of keys and values, as the index estimates them. */
+static uint64_t live_bytes(struct engine *engine)
+{
+    uint64_t bytes = 0;
+    for (unsigned i = 0; i < INDEX_SHARDS; i++) {
+        struct index_shard *shard = index_lock_shard(engine->entries.index, i);
+        bytes += shard->bytes + shard->disk_bytes;
+        index_unlock(shard);
+    }
+    return bytes;
+}
+
 static enum store_status clear_step(struct steps *steps)
 {
     enum store_status status = walk(steps, clear_slot);
@@ -212,8 +224,11 @@ static void run_clear(struct pool_task *task)
         error = scan(walk, clear_record);
     atomic_fetch_sub(&entries->clearing, 1);
     call->status = error != 0 ? engine_fail(call, error) : STORE_OK;
-    if (call->entries > 0)
-        give_memory_back(walk->engine);
+    if (call->entries == 0)
+        return;
+    give_memory_back(walk->engine);
+    walk->engine->ops->compact(walk->engine->backing, live_bytes(walk->engine));
+    writer_want_upkeep(walk->engine->writer);
 }
 
 static void run_inspect(struct pool_task *task)
@@ -261,6 +276,10 @@ enum store_status engine_inspect(struct store *store, struct store_call *call)
     call->entries = 0;
     call->size = 0;
     call->approximate = engine->backing != NULL && call->key_length > 0;
+    if (engine->writer != NULL) {
+        call->unwritten = atomic_load(&engine->entries.unwritten);
+        call->lost = writer_lost_count(engine->writer);
+    }
     if (call->key_length > 0)
         return engine->backing != NULL ? start_walk(engine, call, run_inspect)
                                        : steps_start(engine, call, count_step);

@@ -18,8 +18,9 @@ enum {
     RETRY_MS = 500,
     LAST_RETRY_MS = 50, /* at the end */
     OVERTAKEN_MAX = BATCH,
-    SEEN = 4 * BATCH,           /* a power of two */
-    RECORDS_MAX = 2 * BATCH + 1 /* a change may take two */
+    SEEN = 4 * BATCH,            /* a power of two */
+    RECORDS_MAX = 2 * BATCH + 1, /* a change may take two */
+    DROPPED = -1                 /* no errno: the batch is to be formed anew */
 };
 
 struct change {
@@ -60,6 +61,7 @@ struct writer {
     _Atomic uint64_t batch_bytes; /* a batch ends once it has so many */
     _Atomic int64_t room;         /* changes that can still be reserved */
     _Atomic int error;
+    _Atomic uint64_t lost; /* entries that were acknowledged and are gone */
 
     pthread_mutex_t lock; /* over all up to the next empty line */
     pthread_cond_t ready; /* for the writer's thread */
@@ -71,7 +73,7 @@ struct writer {
     struct writer_wait *barriers, **last_barrier;
     struct writer_wait *waits;
     bool asleep, stopping;
-    bool bound_changed; /* upkeep is due at once */
+    bool upkeep_wanted; /* at once */
     int64_t deadline;   /* now_ms(), once it is stopping */
 
     /* The writer's thread alone. */
@@ -400,26 +402,56 @@ static void not_written(struct writer *writer, const struct backing_record *reco
     index_unlock(shard);
 }
 
-/* Writes the batch's records; an errno, or 0. */
+/* The bound on records has become lower since the entry was put: it is given up, like all that no
+ * longer has room. false: it has been overwritten or removed meanwhile. */
+static bool drop_oversize(struct writer *writer, const struct backing_record *record)
+{
+    struct entries *entries = writer->entries;
+    struct index_shard *shard = index_lock(entries->index, record->hash);
+    struct slot *slot = index_find(entries->index, shard, record->hash);
+    bool dropped = false;
+    if (slot != NULL) {
+        struct entry_view view = entries_view(entries, shard, slot);
+        dropped = view.key != NULL && view.state == ENTRY_IN_FLIGHT;
+    }
+    if (dropped)
+        entries_remove(entries, shard, slot);
+    index_unlock(shard);
+    if (!dropped)
+        return false;
+    if (record->replaces != 0)
+        retire(writer, record->hash, record->replaces);
+    atomic_fetch_add_explicit(&writer->lost, 1, memory_order_relaxed);
+    log_warning("an entry of %llu bytes is dropped: it is larger than %s can hold within max-size",
+                (unsigned long long)record->key_length + record->length, writer->ops->name);
+    return true;
+}
+
+/* Writes the batch's records; an errno, 0, or DROPPED. */
 static int write_records(struct writer *writer, size_t retired)
 {
     int error = 0;
     if (writer->count > 0)
         error = writer->ops->append(writer->backing, writer->records, writer->count);
+    unsigned dropped = 0;
+    uint64_t record_max = error == EFBIG ? writer->ops->record_max(writer->backing) : 0;
     for (unsigned i = 0; i < writer->count; i++) {
         struct hold *hold = &writer->holds[i];
         if (!hold->entry)
             continue;
+        const struct backing_record *record = &writer->records[i];
         if (error == 0)
-            written(writer, &writer->records[i]);
+            written(writer, record);
+        else if (error == EFBIG && (uint64_t)record->key_length + record->length > record_max)
+            dropped += drop_oversize(writer, record);
         else
-            not_written(writer, &writer->records[i]);
+            not_written(writer, record);
         pinned_release(&hold->pinned);
         value_unref(hold->value);
     }
     if (error == 0)
         drop_changes(&writer->retired, retired);
-    return error;
+    return dropped > 0 ? DROPPED : error;
 }
 
 static void note_result(struct writer *writer, int error)
@@ -474,10 +506,12 @@ static void lose_slot(void *arg, struct index_shard *shard, struct slot *slot)
         walk->complete = false;
         return;
     }
-    if (view.key != NULL)
+    if (view.key != NULL) {
         entries_unwritten(entries, &view);
-    else
+    } else {
         entries_remove(entries, shard, slot);
+        atomic_fetch_add_explicit(&writer->lost, 1, memory_order_relaxed);
+    }
 }
 
 static bool lose(struct writer *writer, uint64_t first, uint64_t last)
@@ -524,8 +558,8 @@ static bool lost_is_clear(struct writer *writer)
 }
 
 /*
- * One batch: what was out of date, then what was lost, then the queue's next. Returns an errno, and
- * in *bytes how much was written.
+ * One batch: what was out of date, then what was lost, then the queue's next. Returns an errno, 0
+ * or DROPPED, and in *bytes how much was written.
  */
 static int write_batch(struct writer *writer, uint64_t *bytes)
 {
@@ -551,6 +585,8 @@ static int write_batch(struct writer *writer, uint64_t *bytes)
     }
     bool redone = writer->redo.count > 0;
     int error = write_records(writer, retired);
+    if (error == DROPPED)
+        return error;
     note_result(writer, error);
     if (error != 0)
         return error;
@@ -627,7 +663,7 @@ static bool wait_for_work(struct writer *writer, bool failed)
             sleep_until(writer, (start + RETRY_MS) * 1000);
     } else {
         while (!has_work(writer) && writer->barriers == NULL && writer->waits == NULL &&
-               !writer->stopping && !writer->bound_changed && now_ms() < writer->upkeep_due)
+               !writer->stopping && !writer->upkeep_wanted && now_ms() < writer->upkeep_due)
             sleep_until(writer,
                         writer->upkeep_due == INT64_MAX ? INT64_MAX : writer->upkeep_due * 1000);
         if ((has_work(writer) || writer->waits != NULL) && !in_a_hurry(writer)) {
@@ -636,7 +672,7 @@ static bool wait_for_work(struct writer *writer, bool failed)
             sleep_until(writer, (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000 + NAP_US);
         }
     }
-    writer->bound_changed = false;
+    writer->upkeep_wanted = false;
     bool end = writer->stopping && !has_work(writer) && writer->barriers == NULL;
     pthread_mutex_unlock(&writer->lock);
     return !end;
@@ -672,6 +708,10 @@ static void *writer_main(void *arg)
         uint64_t persists = writer->persists; /* one that comes later is worth another try */
         pthread_mutex_unlock(&writer->lock);
         error = write_batch(writer, &bytes);
+        if (error == DROPPED) {
+            error = 0;
+            continue;
+        }
         if (error != 0) {
             answer(take_barriers(writer, persists), error);
             wake_waits(writer);
@@ -720,10 +760,20 @@ void writer_set_max_size(struct writer *writer, uint64_t bytes)
 {
     uint64_t most = bytes / BATCH_SHARE;
     atomic_store(&writer->batch_bytes, most < 1 ? 1 : most < BATCH_BYTES ? most : BATCH_BYTES);
+    writer_want_upkeep(writer);
+}
+
+void writer_want_upkeep(struct writer *writer)
+{
     pthread_mutex_lock(&writer->lock);
-    writer->bound_changed = true;
+    writer->upkeep_wanted = true;
     wake_writer(writer);
     pthread_mutex_unlock(&writer->lock);
+}
+
+uint64_t writer_lost_count(const struct writer *writer)
+{
+    return atomic_load_explicit(&writer->lost, memory_order_relaxed);
 }
 
 bool writer_start(struct writer *writer)

@@ -60,6 +60,13 @@ void writer_set_unwritten_max(struct writer *writer, uint64_t bytes);
  * over it is seen to at once. Any thread. */
 void writer_set_max_size(struct writer *writer, uint64_t bytes);
 
+/* A step of the backing's upkeep is due at once. Any thread. */
+void writer_want_upkeep(struct writer *writer);
+
+/* Entries that were acknowledged and are gone all the same, since the start: their records were
+ * lost, and memory no longer had them. Any thread. */
+uint64_t writer_lost_count(const struct writer *writer);
+
 /* Room for one change that brings so many unwritten bytes. false: there is none now. Any thread. */
 bool writer_reserve(struct writer *writer, uint64_t bytes);
 void writer_unreserve(struct writer *writer);

@@ -20,8 +20,11 @@
  *
  * A batch's directory repeats the hashes and offsets of the batch before it in the same segment, so
  * that a damaged record still tells whose older versions must not count any more. After each sync
- * an empty batch is appended, which says what has been synced and repeats the last batch. (Rot in
- * an unsealed segment that takes this batch along with those before it passes for a torn tail.)
+ * an empty batch is appended, which says what has been synced and repeats the last batch.
+ *
+ * The file "anchor" (engine/anchor.h) holds the number of the last segment << 32 and its end in
+ * units, as of the last sync of something that superseded older records. A log that ends before it
+ * has lost its end to rot, and is given up.
  *
  * All checksums are XXH3 with a seed made of the store's secret, the segment's number and the
  * offset in the file: bytes that a client has stored can't pass for a record, nor can an old copy.
@@ -44,6 +47,7 @@ enum {
     LOG_BATCH_MAX = 4096, /* records in a batch */
     LOG_PAGE_ITEMS = 256,
     LOG_UNIT = 8,
+    LOG_RECORD_BESIDE = 48, /* bytes at most that a record takes beside key and value */
     LOG_ENDS = 8 /* so many segments in a row may fail without their headers on the disk */
 };
 

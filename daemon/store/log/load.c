@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -146,12 +145,12 @@ static int add_segments(struct seglog *log, const uint64_t *numbers, size_t coun
     return 0;
 }
 
-static bool begin_anew(struct seglog *log, const uint64_t *numbers, size_t count, char *why,
-                       size_t size)
+/* fault: why the segments that are there don't count. */
+static bool begin_anew(struct seglog *log, const uint64_t *numbers, size_t count, const char *fault,
+                       char *why, size_t size)
 {
     if (count > 0)
-        log_warning("no segment in %s has a readable header: the store begins anew",
-                    log->directory);
+        log_warning("%s in %s: the store begins anew", fault, log->directory);
     for (size_t i = 0; i < count; i++) {
         if (!remove_segment_file(log, numbers[i])) {
             snprintf(why, size, "can't remove a damaged segment from %s: %s", log->directory,
@@ -159,10 +158,24 @@ static bool begin_anew(struct seglog *log, const uint64_t *numbers, size_t count
             return false;
         }
     }
-    if (getrandom(log->secret, BACKING_SECRET, 0) == BACKING_SECRET)
-        return true;
-    snprintf(why, size, "can't get random bytes: %s", strerror(errno));
-    return false;
+    memcpy(log->secret, log->anchor.secret, BACKING_SECRET);
+    log->directory_dirty = true;
+    int error = anchor_begin(&log->anchor);
+    if (error != 0)
+        snprintf(why, size, "can't write %s/anchor: %s", log->directory, strerror(error));
+    return error == 0;
+}
+
+/* false, and why. */
+static bool open_anchor(struct seglog *log, char *why, size_t size)
+{
+    int error = anchor_open(&log->anchor, log->directory_fd, "anchor");
+    if (error == EPROTO)
+        snprintf(why, size, "%s was written by a newer version: use that, or another directory",
+                 log->directory);
+    else if (error != 0)
+        snprintf(why, size, "can't open %s/anchor: %s", log->directory, strerror(error));
+    return error == 0;
 }
 
 bool seglog_find(struct seglog *log, char *why, size_t size)
@@ -170,7 +183,7 @@ bool seglog_find(struct seglog *log, char *why, size_t size)
     const char *name;
     uint64_t *numbers;
     size_t count;
-    bool found;
+    bool found = false;
     if (is_of_older_layout(log, &name)) {
         snprintf(why, size,
                  "%s holds a store of an older layout (%s/%s): empty the directory, or set another "
@@ -179,9 +192,14 @@ bool seglog_find(struct seglog *log, char *why, size_t size)
         return false;
     }
     int error = list_numbers(log, &numbers, &count);
-    bool done = error == 0 && read_headers(log, numbers, count, &found, why, size);
+    bool done = error == 0 && read_headers(log, numbers, count, &found, why, size) &&
+                open_anchor(log, why, size);
+    bool anchored =
+        log->anchor.found && memcmp(log->anchor.secret, log->secret, BACKING_SECRET) == 0;
     if (done && !found)
-        done = begin_anew(log, numbers, count, why, size);
+        done = begin_anew(log, numbers, count, "no segment has a readable header", why, size);
+    else if (done && !anchored)
+        done = begin_anew(log, numbers, count, "the anchor is missing or damaged", why, size);
     else if (done)
         error = add_segments(log, numbers, count);
     free(numbers);
@@ -343,9 +361,11 @@ static bool was_synced(const struct segment *segment, uint32_t count)
 static int load_by_batches(struct loading *loading, struct segment *segment, uint64_t file_size,
                            uint64_t known_end, bool last)
 {
-    bool void_before;
+    bool void_before = segment->void_before;
+    int error = 0;
     segment->sealed = false;
-    int error = seglog_recover(loading->log, segment, file_size, known_end, last, &void_before);
+    if (!segment->recovered)
+        error = seglog_recover(loading->log, segment, file_size, known_end, last, &void_before);
     if (error == 0 && void_before)
         error = give_up_older(loading, segment);
     if (error == 0)
@@ -448,6 +468,46 @@ static int leave_out_unused(struct seglog *log)
     return 0;
 }
 
+/*
+ * Whether the last segment reaches the anchor. If not, some of what was synced is gone, and nobody
+ * knows which older records it had superseded. Its batches are read if that is needed to know.
+ */
+static int reach_anchor(struct seglog *log, bool *reached)
+{
+    struct segment *last = log->segments[log->count - 1];
+    uint64_t number = log->anchor.position >> 32;
+    struct stat st;
+    int error = 0;
+    *reached = last->number > number;
+    if (last->number != number)
+        return 0;
+    last->references++;
+    if (segment_fd(log, last, true) < 0 || fstat(last->fd, &st) != 0)
+        error = errno;
+    else if (!segment_read_trailer(last, (uint64_t)st.st_size) || !was_synced(last, last->count)) {
+        last->recovered = true;
+        error =
+            seglog_recover(log, last, (uint64_t)st.st_size, UINT64_MAX, true, &last->void_before);
+    }
+    last->references--;
+    *reached = seglog_position(last, last->end) >= log->anchor.position;
+    return error;
+}
+
+/* Nothing that is there counts. Nothing has been told yet. */
+static int give_up_all(struct seglog *log)
+{
+    log_warning("changes that were synced are gone from %s: the store begins anew", log->directory);
+    /* The newest goes first: whatever is left of the rest ends before the anchor. */
+    while (log->count > 0) {
+        struct segment *last = log->segments[log->count - 1];
+        if (!remove_segment_file(log, last->number))
+            return errno;
+        segment_remove(log, last);
+    }
+    return fsync(log->directory_fd) != 0 ? errno : 0;
+}
+
 /* The last segment is written to again, if its header is sound and its last batch is known. */
 static int take_head(struct seglog *log)
 {
@@ -476,6 +536,13 @@ bool seglog_load(struct backing *backing, char *why, size_t size)
     int error = leave_out_unreadable(log);
     if (error == 0)
         error = leave_out_unused(log);
+    bool reached = true;
+    if (error == 0 && log->count > 0)
+        error = reach_anchor(log, &reached);
+    if (error == 0 && !reached)
+        error = give_up_all(log);
+    if (error == 0 && log->count == 0 && log->anchor.position > 0)
+        error = anchor_begin(&log->anchor); /* numbers begin anew */
     for (unsigned at = 0; at < log->count && error == 0; at++) {
         struct segment *segment = log->segments[at];
         read_ahead(log, at + 2);

@@ -23,6 +23,20 @@ enum {
     RETRY_MS = 1000
 };
 
+/* Whether CLEAR has left so much behind that it is worth copying the rest together. */
+static bool is_compacting(struct seglog *log)
+{
+    uint64_t wanted = atomic_exchange(&log->compact_wanted, 0);
+    uint64_t head = log->head != NULL ? log->head->disk : 0;
+    uint64_t used = log->disk_bytes - (log->spare_fd >= 0 ? log->spare_disk : 0) - head;
+    if (wanted > 0 && log->head != NULL && used > 2 * (wanted - 1))
+        log->compact_below = log->head->number;
+    if (log->compact_below > 0 &&
+        (log->count < 2 || log->segments[0]->number >= log->compact_below))
+        log->compact_below = 0;
+    return log->compact_below > 0;
+}
+
 static bool is_over(const struct seglog *log)
 {
     uint64_t next = log->spare_fd < 0 ? log->segment_size : 0;
@@ -77,7 +91,10 @@ static bool begin(struct seglog *log, unsigned keep_percent)
     uint64_t most = log->max_size / 8 > log->segment_size ? log->max_size / 8 : log->segment_size;
     retirement->credit += (segment->end - LOG_RECORDS_AT) * keep_percent / 100;
     retirement->credit = retirement->credit < most ? retirement->credit : most;
+    if (keep_percent == 100)
+        retirement->credit = segment->end;
     retirement->segment = segment;
+    retirement->keep_all = keep_percent == 100;
     retirement->next = 0;
     retirement->judged = retirement->unlinked = false;
     return true;
@@ -163,6 +180,8 @@ static uint64_t judge_step(struct seglog *log, bool urgent, bool move_any)
         if (moves.used > 0 && moves.used + size > SEGLOG_STAGING)
             break;
         enum backing_verdict verdict = judge(log, item, urgent);
+        if (verdict == BACKING_DROP && retirement->keep_all && !urgent)
+            verdict = BACKING_KEEP;
         int failed = 0;
         if (verdict == BACKING_KEEP && move_any && error == 0 && size <= retirement->credit) {
             failed = move(log, item, &moves);
@@ -278,6 +297,10 @@ void seglog_make_room(struct seglog *log, uint64_t bytes)
     struct seglog_retirement *retirement = &log->retirement;
     if (seglog_append_owed(log) != 0)
         return;
+    if (retirement->segment != NULL && retirement->keep_all) {
+        retirement->keep_all = false;
+        retirement->credit /= 4;
+    }
     while (log->disk_bytes + bytes > log->max_size &&
            (retirement->segment != NULL || begin(log, 25)) && step(log, true) > 0)
         ;
@@ -307,14 +330,19 @@ int seglog_upkeep(struct backing *backing, uint64_t bytes)
     }
     if (seglog_append_owed(log) != 0)
         return RETRY_MS;
-    while (done < work && (retirement->segment != NULL || is_over(log))) {
-        uint64_t cost = retirement->segment != NULL || begin(log, 75) ? step(log, false) : 0;
+    bool compacting = is_compacting(log);
+    while (done < work && (retirement->segment != NULL || is_over(log) || compacting)) {
+        uint64_t cost =
+            retirement->segment != NULL || begin(log, compacting && !is_over(log) ? 100 : 75)
+                ? step(log, false)
+                : 0;
         if (cost == 0)
             break;
         done += cost;
+        compacting = is_compacting(log);
     }
     keep_spare(log);
-    if (log->disk_bytes <= log->max_size || log->count <= 1)
+    if ((log->disk_bytes <= log->max_size && !compacting) || log->count <= 1)
         return -1;
     return done < work ? RETRY_MS : 0;
 }

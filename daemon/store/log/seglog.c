@@ -58,6 +58,17 @@ void seglog_take_max_size(struct seglog *log)
         log->head->closed = true;
 }
 
+static uint64_t record_max(struct backing *backing)
+{
+    uint64_t bytes = atomic_load(&seglog_of(backing)->wanted_size);
+    return bytes > LOG_RECORD_BESIDE ? bytes - LOG_RECORD_BESIDE : 0;
+}
+
+static void compact(struct backing *backing, uint64_t live_bytes)
+{
+    atomic_store(&seglog_of(backing)->compact_wanted, live_bytes + 1);
+}
+
 static struct backing_stats get_stats(struct backing *backing)
 {
     const struct seglog *log = seglog_of(backing);
@@ -86,6 +97,7 @@ static void close_log(struct backing *backing)
     free(log->retirement.buffer);
     if (log->reserve_fd >= 0)
         close(log->reserve_fd);
+    anchor_close(&log->anchor);
     if (log->directory_fd >= 0)
         close(log->directory_fd);
     pthread_mutex_destroy(&log->lock);
@@ -98,7 +110,7 @@ static struct seglog *new_log(const struct backing_options *options)
     struct seglog *log = calloc(1, sizeof(*log));
     if (log == NULL)
         return NULL;
-    log->directory_fd = log->spare_fd = log->reserve_fd = -1;
+    log->directory_fd = log->spare_fd = log->reserve_fd = log->anchor.fd = -1;
     pthread_mutex_init(&log->lock, NULL);
     log->owner = options->owner;
     log->max_size = options->max_size;
@@ -147,6 +159,8 @@ const struct backing_ops backing_log = {
     .sync = seglog_sync,
     .upkeep = seglog_upkeep,
     .set_max_size = set_max_size,
+    .record_max = record_max,
+    .compact = compact,
     .read = seglog_read,
     .scan = seglog_scan,
     .stats = get_stats,

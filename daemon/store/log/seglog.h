@@ -12,6 +12,7 @@
 #ifndef LIARA_STORE_LOG_SEGLOG_H
 #define LIARA_STORE_LOG_SEGLOG_H
 
+#include "../engine/anchor.h"
 #include "segment.h"
 
 #include <errno.h>
@@ -51,6 +52,7 @@ struct seglog_retirement {
     uint32_t count, next;
     bool judged, unlinked;
     bool incomplete; /* damage hides some of its records */
+    bool keep_all;   /* room is not short: only what is dead goes, but for make_room */
     uint64_t credit; /* bytes that may still be kept */
     uint8_t *buffer; /* for records that are moved */
 };
@@ -60,7 +62,7 @@ struct seglog {
     char *directory;
     int directory_fd;
     uint8_t secret[BACKING_SECRET];
-    _Atomic uint64_t wanted_size; /* the bound, as any thread has set it */
+    _Atomic uint64_t wanted_size;    /* the bound, as any thread has set it */
     uint64_t max_size, segment_size; /* as the writer goes by it */
     uint64_t disk_bytes, written_bytes, moved_bytes;
     atomic_bool no_nowait; /* the file system has no RWF_NOWAIT */
@@ -78,6 +80,11 @@ struct seglog {
     int spare_fd; /* -1: there is none */
     uint64_t spare_size, spare_disk;
     bool directory_dirty;
+    struct anchor anchor;
+    bool superseding; /* something since the anchor's position has superseded older records */
+    /* What compact() has asked for: live bytes and 1; 0: nothing. */
+    _Atomic uint64_t compact_wanted;
+    uint64_t compact_below; /* segments with a lower number are to go; 0: none */
     bool has_losses; /* owner.lost() was called, and no sync by the owner has succeeded since */
     /* Tombstones that a failed sync has taken along: items of this segment's list. They are
      * appended again before anything else. */
@@ -105,6 +112,9 @@ struct seglog_mark seglog_mark(const struct seglog *log);
 
 /* Takes back everything appended since the mark, but not what a failed sync has taken. */
 void seglog_retreat(struct seglog *log, struct seglog_mark mark);
+
+/* A log whose last segment ends here, as the anchor tells it. */
+uint64_t seglog_position(const struct segment *segment, uint64_t end);
 
 /* What was appended since the mark stays: it can't be taken back any more. */
 void seglog_settle(struct seglog *log, struct seglog_mark mark);

@@ -53,6 +53,7 @@ struct segment {
     bool entry_dirty; /* the directory was not synced since the file came */
     bool unmarked;    /* records came since the last batch that said what has been synced */
     bool vouched;     /* the footer says that all has been synced */
+    bool recovered, void_before; /* load() has read its batches before its turn came */
     struct segment_list list;
     int fd; /* -1: not open */
     unsigned references;

@@ -238,6 +238,11 @@ void seglog_retreat(struct seglog *log, struct seglog_mark mark)
         cut(log, log->head, mark.end, mark.count);
 }
 
+uint64_t seglog_position(const struct segment *segment, uint64_t end)
+{
+    return segment->number << 32 | end / LOG_UNIT;
+}
+
 void seglog_settle(struct seglog *log, struct seglog_mark mark)
 {
     for (unsigned i = log->count; i > 0 && log->segments[i - 1]->number >= mark.number; i--)
@@ -538,6 +543,7 @@ static int add_owed(struct seglog *log)
 int seglog_append_owed(struct seglog *log)
 {
     struct seglog_mark mark = seglog_mark(log);
+    log->superseding |= log->owed != NULL;
     struct segment *owed = log->owed;
     uint32_t from = log->owed_from, to = log->owed_to;
     int error = add_owed(log);
@@ -570,6 +576,17 @@ static void append_synced(struct seglog *log)
         head->dirty = false;
 }
 
+/* From here on a log that ends before this is damaged, see anchor.h. */
+static int advance_anchor(struct seglog *log)
+{
+    int error = anchor_advance(&log->anchor, seglog_position(log->head, log->head->synced));
+    if (error == 0)
+        log->superseding = false;
+    else
+        seglog_complain(log, error, "can't write the anchor");
+    return error;
+}
+
 int seglog_sync(struct backing *backing)
 {
     struct seglog *log = seglog_of(backing);
@@ -579,6 +596,8 @@ int seglog_sync(struct backing *backing)
         error = roll(log, 0);
     if (error == 0)
         error = seglog_sync_head(log);
+    if (error == 0 && log->superseding && log->head != NULL)
+        error = advance_anchor(log);
     if (error == 0) {
         log->has_losses = false;
         append_synced(log);
@@ -620,6 +639,7 @@ static int append_all(struct seglog *log, struct backing_record *records, unsign
         return error;
     struct seglog_mark mark = seglog_mark(log);
     for (unsigned i = 0; i < count && error == 0; i++) {
+        log->superseding |= records[i].data == NULL || records[i].replaces != 0;
         /* In a log what comes later counts: nothing has to be said of what is out of date. */
         if (records[i].retire)
             continue;
@@ -642,6 +662,7 @@ static int append_all(struct seglog *log, struct backing_record *records, unsign
 static uint64_t room_needed(const struct seglog *log, const struct backing_record *records,
                             unsigned count, uint64_t *largest)
 {
+    /* largest: bytes of key and value */
     uint64_t needed = 0, small = 0;
     const struct segment *head = log->head;
     uint64_t room = log->spare_fd >= 0 ? log->spare_size : 0;
@@ -650,7 +671,7 @@ static uint64_t room_needed(const struct seglog *log, const struct backing_recor
     for (unsigned i = 0; i < count; i++) {
         struct log_item item = item_of(&records[i]);
         uint64_t size = log_item_size(&item);
-        *largest = size > *largest ? size : *largest;
+        *largest = log_item_data_length(&item) > *largest ? log_item_data_length(&item) : *largest;
         *(size > log->segment_size / 4 ? &needed : &small) += size;
     }
     return needed + (small > room ? small - room : 0);
@@ -662,7 +683,7 @@ int seglog_append(struct backing *backing, struct backing_record *records, unsig
     seglog_take_max_size(log);
     uint64_t largest, needed = room_needed(log, records, count, &largest);
     int error;
-    if (largest > log->max_size)
+    if (largest > (log->max_size > LOG_RECORD_BESIDE ? log->max_size - LOG_RECORD_BESIDE : 0))
         return EFBIG;
     if (needed > 0)
         seglog_make_room(log, needed);

@@ -18,7 +18,7 @@
  *  - The anchor's id says which database counts: one that was given up is void from the moment
  *    when a new id is durable, whatever becomes of its files.
  */
-#include "anchor.h"
+#include "../engine/anchor.h"
 #include "readers.h"
 
 #include "../../log.h"
@@ -60,7 +60,7 @@ struct backing {
     char path[PATH_MAX];
     int directory;
     _Atomic uint64_t max_size;
-    struct sqlite_anchor anchor;
+    struct anchor anchor;
     uint64_t seed;
     struct sqlite_connection writer;
     struct sqlite_readers readers;
@@ -73,6 +73,7 @@ struct backing {
     bool unsynced;             /* something that is committed may not be on the disk */
     bool inherited;            /* the log is of an earlier run, whose syncs nobody can vouch for */
     int lost_error;            /* why a database was given up, until a sync() has said so */
+    atomic_bool compacting;    /* the log's room is to be given back too */
     struct removed *removed;   /* by evict() since the call began */
     size_t removed_count, removed_room;
     /* Other descriptors of the two files, to take room and to have the log written early. To close
@@ -182,7 +183,7 @@ static void disown(struct backing *backing)
 static int begin_anew(struct backing *backing, bool aside)
 {
     uint64_t next = backing->state.next > 0 ? backing->state.next : 1;
-    int error = sqlite_anchor_begin(&backing->anchor);
+    int error = anchor_begin(&backing->anchor);
     if (error == 0)
         error = sqlite_db_discard(backing->path, aside);
     if (error != 0)
@@ -549,11 +550,11 @@ static int write_batch(struct backing *backing, struct backing_record *records, 
     return rc;
 }
 
-/* A value that SQLite can't hold, or that max_size has no room for even alone. */
-static bool is_too_large(struct backing *backing, const struct backing_record *record)
+/* What SQLite can hold, and what max_size has room for alone. */
+static uint64_t sq_record_max(struct backing *backing)
 {
-    return record->data != NULL &&
-           (record->length > VALUE_MAX || pages_of(record) + BATCH_PAGES > page_limit(backing));
+    uint64_t bytes = (page_limit(backing) - BATCH_PAGES - 1) * (DB_PAGE - 8) - ROW_BYTES;
+    return bytes < VALUE_MAX ? bytes : VALUE_MAX;
 }
 
 /* The log had no room on the disk. First what is in it goes to the database; if that is not enough,
@@ -571,8 +572,10 @@ static int make_log_room(struct backing *backing, uint64_t need, bool again)
 
 static int sq_append(struct backing *backing, struct backing_record *records, unsigned count)
 {
+    uint64_t record_max = sq_record_max(backing);
     for (unsigned i = 0; i < count; i++) {
-        if (is_too_large(backing, &records[i]))
+        if (records[i].data != NULL &&
+            (uint64_t)records[i].key_length + records[i].length > record_max)
             return EFBIG;
     }
     int error = be_usable(backing);
@@ -626,9 +629,9 @@ static int sq_sync(struct backing *backing)
         error = backing->lost_error;
     if (backing->usable)
         backing->lost_error = 0;
-    if (error != 0 || backing->last_delete <= backing->anchor.commits)
+    if (error != 0 || backing->last_delete <= backing->anchor.position)
         return error;
-    error = sqlite_anchor_advance(&backing->anchor, backing->last_delete);
+    error = anchor_advance(&backing->anchor, backing->last_delete);
     if (error != 0)
         log_error("%s.anchor: can't write: %s; what was removed may come back after a crash",
                   backing->path, strerror(error));
@@ -660,6 +663,14 @@ static int step(struct backing *backing, uint64_t bytes, bool *more)
     }
     if (rc == SQLITE_OK && !*more)
         rc = shrink(backing, &room, bytes == 0, more);
+    if (rc == SQLITE_OK && bytes == 0 && !*more && atomic_load(&backing->compacting)) {
+        rc = checkpoint(backing, true);
+        if (rc == SQLITE_OK) {
+            atomic_store(&backing->compacting, false);
+            take_log_room(backing);
+        }
+        return rc;
+    }
     if (rc == SQLITE_OK && bytes == 0 && !*more && backing->log_bytes > 0)
         return checkpoint(backing, false);
     return rc == SQLITE_OK ? checkpoint_if_due(backing) : rc;
@@ -675,12 +686,21 @@ static int sq_upkeep(struct backing *backing, uint64_t bytes)
     int rc = step(backing, bytes, &more);
     if (rc != SQLITE_OK && rc != SQLITE_BUSY)
         failed(backing, rc, "can't evict or write the log back");
-    return more ? 1 : backing->log_bytes > 0 ? IDLE_MS : -1;
+    if (more)
+        return 1;
+    return backing->log_bytes > 0 || atomic_load(&backing->compacting) ? IDLE_MS : -1;
 }
 
 static void sq_set_max_size(struct backing *backing, uint64_t bytes)
 {
     atomic_store(&backing->max_size, bytes);
+}
+
+/* Free pages go by themselves once nothing else is to do, see shrink(). */
+static void sq_compact(struct backing *backing, uint64_t live_bytes)
+{
+    (void)live_bytes;
+    atomic_store(&backing->compacting, true);
 }
 
 /* Load: entries are told page by page; a table of hashes finds older records of the same. */
@@ -811,7 +831,7 @@ static const char *find_fault(struct backing *backing)
         return sqlite3_errstr(rc);
     if (backing->state.id != backing->anchor.id)
         return "it was given up";
-    return backing->state.commits < backing->anchor.commits
+    return backing->state.commits < backing->anchor.position
                ? "changes that were synced are gone from its log"
                : NULL;
 }
@@ -867,7 +887,7 @@ static bool open_all(struct backing *backing, const char *directory, char *why, 
     backing->directory = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     int error = backing->directory < 0
                     ? errno
-                    : sqlite_anchor_open(&backing->anchor, backing->directory, "cache.anchor");
+                    : anchor_open(&backing->anchor, backing->directory, "cache.anchor");
     if (error == EPROTO)
         snprintf(why, size, "%s was written by a newer version: use that, or another directory",
                  directory);
@@ -890,7 +910,7 @@ static void sq_close(struct backing *backing)
         disown(backing);
         sqlite_readers_destroy(&backing->readers);
     }
-    sqlite_anchor_close(&backing->anchor);
+    anchor_close(&backing->anchor);
     if (backing->directory >= 0)
         close(backing->directory);
     free(backing->removed);
@@ -964,6 +984,8 @@ const struct backing_ops backing_sqlite = {
     .sync = sq_sync,
     .upkeep = sq_upkeep,
     .set_max_size = sq_set_max_size,
+    .record_max = sq_record_max,
+    .compact = sq_compact,
     .read = sq_read,
     .scan = sq_scan,
     .stats = sq_stats,

@@ -15,7 +15,7 @@ struct slot {
     uint64_t version;
     uint64_t serial;
     uint64_t id;
-    uint64_t commits;
+    uint64_t position;
     uint8_t secret[BACKING_SECRET];
     uint64_t check; /* over all before */
 };
@@ -32,10 +32,10 @@ static bool read_slot(int fd, unsigned number, struct slot *slot)
            slot->check == check_of(slot);
 }
 
-static int write_slot(struct sqlite_anchor *anchor, uint64_t serial, uint64_t commits)
+static int write_slot(struct anchor *anchor, uint64_t serial, uint64_t position)
 {
     struct slot slot = {
-        .version = ANCHOR_VERSION, .serial = serial, .id = anchor->id, .commits = commits};
+        .version = ANCHOR_VERSION, .serial = serial, .id = anchor->id, .position = position};
     memcpy(slot.magic, magic, sizeof(magic));
     memcpy(slot.secret, anchor->secret, sizeof(slot.secret));
     slot.check = check_of(&slot);
@@ -50,10 +50,9 @@ static int fill_random(void *bytes, size_t size)
     return getrandom(bytes, size, 0) == (ssize_t)size ? 0 : EIO;
 }
 
-int sqlite_anchor_open(struct sqlite_anchor *anchor, int directory, const char *name)
+int anchor_open(struct anchor *anchor, int directory, const char *name)
 {
-    *anchor =
-        (struct sqlite_anchor){.fd = openat(directory, name, O_RDWR | O_CREAT | O_CLOEXEC, 0600)};
+    *anchor = (struct anchor){.fd = openat(directory, name, O_RDWR | O_CREAT | O_CLOEXEC, 0600)};
     if (anchor->fd < 0)
         return errno;
     for (unsigned i = 0; i < 2; i++) {
@@ -65,18 +64,18 @@ int sqlite_anchor_open(struct sqlite_anchor *anchor, int directory, const char *
         anchor->found = true;
         anchor->serial = slot.serial;
         anchor->id = slot.id;
-        anchor->commits = slot.commits;
+        anchor->position = slot.position;
         memcpy(anchor->secret, slot.secret, sizeof(anchor->secret));
     }
     return anchor->found ? 0 : fill_random(anchor->secret, sizeof(anchor->secret));
 }
 
-/* Both slots are written, so that no damage to one brings back what the other says of a database
- * that was given up. */
-int sqlite_anchor_begin(struct sqlite_anchor *anchor)
+/* Both slots are written, so that no damage to one brings back what the other says of files that
+ * were given up. */
+int anchor_begin(struct anchor *anchor)
 {
     int error = fill_random(&anchor->id, sizeof(anchor->id));
-    anchor->commits = 0;
+    anchor->position = 0;
     for (unsigned i = 0; i < 2 && error == 0; i++) {
         error = write_slot(anchor, anchor->serial + 1, 0);
         if (error == 0 && fdatasync(anchor->fd) != 0)
@@ -87,19 +86,19 @@ int sqlite_anchor_begin(struct sqlite_anchor *anchor)
     return error;
 }
 
-int sqlite_anchor_advance(struct sqlite_anchor *anchor, uint64_t commits)
+int anchor_advance(struct anchor *anchor, uint64_t position)
 {
-    int error = write_slot(anchor, anchor->serial + 1, commits);
+    int error = write_slot(anchor, anchor->serial + 1, position);
     if (error == 0 && fdatasync(anchor->fd) != 0)
         error = errno;
     if (error != 0)
         return error;
     anchor->serial++;
-    anchor->commits = commits;
+    anchor->position = position;
     return 0;
 }
 
-void sqlite_anchor_close(struct sqlite_anchor *anchor)
+void anchor_close(struct anchor *anchor)
 {
     if (anchor->fd >= 0)
         close(anchor->fd);
