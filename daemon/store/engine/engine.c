@@ -279,61 +279,102 @@ static void fill_entry(struct engine *engine, struct entry *entry, struct value 
     memcpy(rest, value_key(value), (size_t)value->key_length + value->length);
 }
 
+/* An entry in memory that the index does not name yet. */
+struct draft {
+    struct entry_view view;
+    struct slot_word word;
+    struct appender *appender; /* of a small one: locked */
+};
+
+static bool draft_small(struct engine *engine, const struct store_call *call, struct value *value,
+                        uint32_t size, struct draft *draft)
+{
+    struct arena *arena = engine->entries.arena;
+    struct appender *appender = arena_lock_appender(arena, loop_index(call->loop));
+    struct entry *entry = arena_append(arena, appender, size);
+    if (entry == NULL) {
+        arena_unlock_appender(appender);
+        return false;
+    }
+    fill_entry(engine, entry, value);
+    draft->view.small = entry;
+    draft->word.kind = SLOT_ARENA;
+    draft->word.place = arena_place(arena, entry);
+    draft->appender = appender;
+    return true;
+}
+
+/* counted: see arena_add_large(). */
+static bool draft_large(struct engine *engine, const struct store_call *call, struct value *value,
+                        bool counted, struct draft *draft)
+{
+    struct large *large =
+        arena_add_large(engine->entries.arena, value_ref(value), call->hash, counted);
+    if (large == NULL) {
+        int error = errno;
+        value_unref(value);
+        errno = error;
+        return false;
+    }
+    draft->view.large = large;
+    draft->word.kind = SLOT_LARGE;
+    draft->word.place = arena_large_place(large);
+    return true;
+}
+
+static struct draft new_draft(const struct value *value)
+{
+    return (struct draft){.view = {.length = value->length}, .word = new_word(value)};
+}
+
+/* The index names the draft's entry by now, or it is taken back. */
+static void draft_end(struct engine *engine, struct draft *draft, bool is_named)
+{
+    struct arena *arena = engine->entries.arena;
+    if (draft->view.large != NULL && !is_named)
+        arena_remove_large(arena, draft->view.large);
+    if (draft->view.small != NULL && !is_named)
+        arena_take_back(arena, draft->appender, draft->view.small);
+    if (draft->view.small != NULL)
+        arena_unlock_appender(draft->appender);
+}
+
+static enum store_status publish_draft(struct engine *engine, const struct store_call *call,
+                                       struct draft *draft)
+{
+    struct entries *entries = &engine->entries;
+    struct index_shard *shard = index_lock(entries->index, call->hash);
+    enum store_status status = publish(engine, shard, call, &draft->word, &draft->view);
+    uint64_t count = shard->entries * INDEX_SHARDS;
+    index_unlock(shard);
+    draft_end(engine, draft, status == STORE_OK);
+    if (status == STORE_OK)
+        evict_inserted(entries->evict, count);
+    return status;
+}
+
 /* STORE_PENDING: there is no room. The value stays the caller's. */
 static enum store_status put_small(struct engine *engine, struct store_call *call,
                                    struct value *value, uint32_t size)
 {
-    struct entries *entries = &engine->entries;
-    enum store_status status = STORE_PENDING;
-    struct appender *appender = arena_lock_appender(entries->arena, loop_index(call->loop));
-    struct entry *entry = arena_append(entries->arena, appender, size);
-    if (entry != NULL) {
-        fill_entry(engine, entry, value);
-        struct slot_word word = new_word(value);
-        struct entry_view view = {.small = entry, .length = value->length};
-        word.kind = SLOT_ARENA;
-        word.place = arena_place(entries->arena, entry);
-        struct index_shard *shard = index_lock(entries->index, call->hash);
-        status = publish(engine, shard, call, &word, &view);
-        uint64_t count = shard->entries * INDEX_SHARDS;
-        index_unlock(shard);
-        if (status != STORE_OK)
-            arena_take_back(entries->arena, appender, entry);
-        else
-            evict_inserted(entries->evict, count);
-    }
-    arena_unlock_appender(appender);
-    return status;
+    struct draft draft = new_draft(value);
+    return draft_small(engine, call, value, size, &draft) ? publish_draft(engine, call, &draft)
+                                                          : STORE_PENDING;
 }
 
 /* As put_small(), for a value that goes into the store as it is. */
 static enum store_status put_large(struct engine *engine, struct store_call *call,
                                    struct value *value)
 {
-    struct entries *entries = &engine->entries;
+    struct arena *arena = engine->entries.arena;
+    struct draft draft = new_draft(value);
     /* What would push out too much of the rest stays in memory only until it is written. */
     bool passes =
-        engine->writer != NULL && (value_cost(value) > arena_max(entries->arena) / OVERSIZE_SHARE ||
-                                   !arena_fits(entries->arena, value));
-    struct large *large = arena_add_large(entries->arena, value_ref(value), call->hash, !passes);
-    if (large == NULL) {
-        int error = errno;
-        value_unref(value);
-        return error == ENOBUFS ? STORE_PENDING : STORE_FAILED;
-    }
-    struct slot_word word = new_word(value);
-    struct entry_view view = {.large = large, .length = value->length};
-    word.kind = SLOT_LARGE;
-    word.place = arena_large_place(large);
-    struct index_shard *shard = index_lock(entries->index, call->hash);
-    enum store_status status = publish(engine, shard, call, &word, &view);
-    uint64_t count = shard->entries * INDEX_SHARDS;
-    index_unlock(shard);
-    if (status != STORE_OK)
-        arena_remove_large(entries->arena, large);
-    else
-        evict_inserted(entries->evict, count);
-    return status;
+        engine->writer != NULL &&
+        (value_cost(value) > arena_max(arena) / OVERSIZE_SHARE || !arena_fits(arena, value));
+    if (draft_large(engine, call, value, !passes, &draft))
+        return publish_draft(engine, call, &draft);
+    return errno == ENOBUFS ? STORE_PENDING : STORE_FAILED;
 }
 
 static bool is_there(struct engine *engine, const struct store_call *call)
@@ -441,55 +482,51 @@ enum store_status engine_put(struct store *store, struct store_call *call)
     return put_ended(call, steps_start(engine, call, put_again));
 }
 
+/* Drafts a copy of what lies elsewhere too, if there is room or some can be made quickly. */
+static bool draft_copy(struct engine *engine, const struct store_call *call, struct value *value,
+                       struct draft *draft)
+{
+    struct arena *arena = engine->entries.arena;
+    uint32_t size =
+        arena_entry_size(arena, value->key_length, value->length, value->expires != CLOCK_NEVER);
+    if (size <= arena_small_max(arena)) {
+        if (arena_is_short(arena))
+            cleaner_step(&engine->cleaner, (uint64_t)size * CLEAN_AHEAD);
+        return draft_small(engine, call, value, size, draft);
+    }
+    if (value_cost(value) > arena_max(arena) / OVERSIZE_SHARE)
+        return false;
+    cleaner_step(&engine->cleaner, arena_used(arena) + size > arena_max(arena) ? size : 0);
+    return draft_large(engine, call, value, true, draft);
+}
+
 void engine_promote(struct engine *engine, struct store_call *call, struct value *value,
                     uint64_t place)
 {
     struct entries *entries = &engine->entries;
-    if (atomic_load(&entries->clearing) > 0)
-        return;
-    struct appender *appender = NULL;
-    struct slot_word word = new_word(value);
-    struct entry_view view = {.length = value->length};
     uint64_t bytes = (uint64_t)value->key_length + value->length;
-    uint32_t size =
-        arena_entry_size(entries->arena, value->key_length, value->length, word.has_end);
-    if (size <= arena_small_max(entries->arena)) {
-        if (arena_is_short(entries->arena))
-            cleaner_step(&engine->cleaner, (uint64_t)size * CLEAN_AHEAD);
-        appender = arena_lock_appender(entries->arena, loop_index(call->loop));
-        view.small = arena_append(entries->arena, appender, size);
-        if (view.small != NULL) {
-            fill_entry(engine, view.small, value);
-            word.kind = SLOT_ARENA;
-            word.place = arena_place(entries->arena, view.small);
-        }
-    } else if (value_cost(value) <= arena_max(entries->arena) / OVERSIZE_SHARE) {
-        cleaner_step(&engine->cleaner,
-                     arena_used(entries->arena) + size > arena_max(entries->arena) ? size : 0);
-        view.large = arena_add_large(entries->arena, value_ref(value), call->hash, true);
-        if (view.large == NULL)
-            value_unref(value);
-        word.kind = SLOT_LARGE;
-        word.place = arena_large_place(view.large);
-    }
+    struct draft draft = new_draft(value);
     bool done = false;
-    if (view.small != NULL || view.large != NULL) {
-        entry_set_state(&view, ENTRY_WRITTEN, place);
-        struct index_shard *shard = index_lock(entries->index, call->hash);
-        struct slot *slot = index_find(entries->index, shard, call->hash);
-        if (slot != NULL && slot_get(slot).kind == SLOT_DISK && slot_get(slot).place == place &&
-            atomic_load(&entries->clearing) == 0) {
-            word.cost = slot_get(slot).cost;
-            done = entries_publish(entries, shard, call->hash, slot, &word, bytes, ENTRY_WRITTEN);
-        }
-        index_unlock(shard);
+    if (atomic_load(&entries->clearing) > 0 || !draft_copy(engine, call, value, &draft))
+        return;
+    entry_set_state(&draft.view, ENTRY_WRITTEN, place);
+    struct index_shard *shard = index_lock(entries->index, call->hash);
+    struct slot *slot = index_find(entries->index, shard, call->hash);
+    if (slot != NULL && slot_get(slot).kind == SLOT_DISK && slot_get(slot).place == place &&
+        atomic_load(&entries->clearing) == 0) {
+        draft.word.cost = slot_get(slot).cost;
+        done = entries_publish(entries, shard, call->hash, slot, &draft.word, bytes, ENTRY_WRITTEN);
     }
-    if (view.small != NULL && !done)
-        arena_take_back(entries->arena, appender, view.small);
-    if (view.large != NULL && !done)
-        arena_remove_large(entries->arena, view.large);
-    if (appender != NULL)
-        arena_unlock_appender(appender);
+    index_unlock(shard);
+    draft_end(engine, &draft, done);
+}
+
+void engine_fill(struct store *store, const struct store_call *call, struct value *value)
+{
+    struct engine *engine = engine_of(store);
+    struct draft draft = new_draft(value);
+    if (draft_copy(engine, call, value, &draft))
+        publish_draft(engine, call, &draft);
 }
 
 struct persist {
@@ -604,11 +641,16 @@ static struct engine *open_engine(uint64_t memory, uint64_t index, bool on_disk,
     return NULL;
 }
 
+struct store *engine_open_cache(uint64_t memory, char *why, size_t size)
+{
+    uint64_t bytes = usable(memory);
+    struct engine *engine = open_engine(bytes, bytes / INDEX_SHARE, false, why, size);
+    return engine != NULL ? &engine->store : NULL;
+}
+
 struct store *engine_open_memory(const struct config *config, char *why, size_t size)
 {
-    uint64_t memory = usable(config->max_size);
-    struct engine *engine = open_engine(memory, memory / INDEX_SHARE, false, why, size);
-    return engine != NULL ? &engine->store : NULL;
+    return engine_open_cache(config->max_size, why, size);
 }
 
 static bool start_disk(struct engine *engine, const struct config *config,

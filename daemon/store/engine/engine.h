@@ -23,6 +23,17 @@ struct backing_ops;
 struct store *engine_open_disk(const struct config *config, const struct backing_ops *ops,
                                char *why, size_t size);
 
+/*
+ * An engine without a disk as a cache of so many bytes before a store whose data is elsewhere. Of
+ * the functions below engine_close(), _get(), _head(), _delete() and _clear() serve; none but the
+ * last returns STORE_PENDING. NULL, and why.
+ */
+struct store *engine_open_cache(uint64_t memory, char *why, size_t size);
+
+/* Puts a copy of a value that was read for the call into such a cache, unless its key has one, or
+ * there is no room. The reference stays the caller's. */
+void engine_fill(struct store *store, const struct store_call *call, struct value *value);
+
 void engine_close(struct store *store);
 
 void engine_set_max_size(struct store *store, uint64_t bytes);
