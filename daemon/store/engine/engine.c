@@ -226,22 +226,22 @@ static enum store_status publish(struct engine *engine, struct index_shard *shar
     uint64_t bytes = (uint64_t)call->key_length + entry->length, replaces = 0;
     struct entry_view view = {.place = 0};
     bool queued = false;
-    struct slot *slot =
-        entries_find(entries, shard, call->hash, call->key, call->key_length, &view);
-    if (slot != NULL && !call->overwrite) {
-        if (engine->writer != NULL)
-            writer_unreserve(engine->writer);
-        return STORE_EXISTS;
-    }
-    slot = index_find(entries->index, shard, call->hash);
+    struct slot *slot = index_find(entries->index, shard, call->hash);
     if (slot != NULL) {
         view = entries_view(entries, shard, slot);
         replaces = view.place;
         queued = view.key != NULL && view.state == ENTRY_UNWRITTEN;
     }
+    if (slot != NULL && !call->overwrite && entry_is_of(&view, call->key, call->key_length) &&
+        !entry_expired(&view)) {
+        if (engine->writer != NULL)
+            writer_unreserve(engine->writer);
+        return STORE_EXISTS;
+    }
     if (engine->writer != NULL)
         entry_set_state(entry, ENTRY_UNWRITTEN, replaces);
-    while (!entries_publish(entries, shard, call->hash, slot, word, bytes, ENTRY_UNWRITTEN)) {
+    while (
+        !entries_publish(entries, shard, call->hash, slot, &view, word, bytes, ENTRY_UNWRITTEN)) {
         enum store_status status = displace(engine, shard, call->hash);
         if (status != STORE_OK)
             return status;
@@ -459,7 +459,9 @@ enum store_status engine_put(struct store *store, struct store_call *call)
     bool on_disk = engine->writer != NULL;
     uint64_t max = on_disk ? atomic_load(&store->max_size) : arena_max(arena);
     index_prefetch(engine->entries.index, call->hash);
-    if (value_cost(call->value) > max || (!on_disk && !arena_fits(arena, call->value))) {
+    if (value_cost(call->value) > max ||
+        (!on_disk && call->value->length > arena_small_max(arena) &&
+         !arena_fits(arena, call->value))) {
         put_ended(call, STORE_FAILED);
         return store_fail(call, ERROR_TOO_LARGE,
                           "the value is larger than the whole cache (max-size %llu)",
@@ -514,8 +516,10 @@ void engine_promote(struct engine *engine, struct store_call *call, struct value
     struct slot *slot = index_find(entries->index, shard, call->hash);
     if (slot != NULL && slot_get(slot).kind == SLOT_DISK && slot_get(slot).place == place &&
         atomic_load(&entries->clearing) == 0) {
+        struct entry_view view = entries_view(entries, shard, slot);
         draft.word.cost = slot_get(slot).cost;
-        done = entries_publish(entries, shard, call->hash, slot, &draft.word, bytes, ENTRY_WRITTEN);
+        done = entries_publish(entries, shard, call->hash, slot, &view, &draft.word, bytes,
+                               ENTRY_WRITTEN);
     }
     index_unlock(shard);
     draft_end(engine, &draft, done);

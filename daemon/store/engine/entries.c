@@ -111,8 +111,10 @@ static void count_unwritten(struct entries *entries, uint64_t bytes)
         atomic_fetch_add_explicit(&entries->unwritten, bytes, memory_order_relaxed);
 }
 
-/* The slot is about to name something else: what it names is no longer named, nor counted. */
-static void forget(struct entries *entries, struct index_shard *shard, struct slot *slot)
+/* The slot is about to name something else: what it names, as *view says, is no longer named, nor
+ * counted. */
+static void forget(struct entries *entries, struct index_shard *shard, struct slot *slot,
+                   const struct entry_view *view)
 {
     struct slot_word word = slot_get(slot);
     shard->entries--;
@@ -125,20 +127,26 @@ static void forget(struct entries *entries, struct index_shard *shard, struct sl
             index_remove(entries->index, shard, end);
         return;
     }
-    struct entry_view view = entries_view(entries, shard, slot);
-    shard->bytes -= bytes_of(&view);
-    if (view.state != ENTRY_WRITTEN)
-        count_unwritten(entries, -bytes_of(&view));
-    if (view.large != NULL)
-        arena_remove_large(entries->arena, view.large);
+    shard->bytes -= bytes_of(view);
+    if (view->state != ENTRY_WRITTEN)
+        count_unwritten(entries, -bytes_of(view));
+    if (view->large != NULL)
+        arena_remove_large(entries->arena, view->large);
     else
-        arena_forget(entries->arena, view.small);
+        arena_forget(entries->arena, view->small);
 }
 
 void entries_remove(struct entries *entries, struct index_shard *shard, struct slot *slot)
 {
-    forget(entries, shard, slot);
+    struct entry_view view = entries_view(entries, shard, slot);
+    forget(entries, shard, slot, &view);
     index_remove(entries->index, shard, slot);
+}
+
+bool entry_is_of(const struct entry_view *view, const uint8_t *key, uint32_t key_length)
+{
+    return view->key == NULL ||
+           (view->key_length == key_length && memcmp(view->key, key, key_length) == 0);
 }
 
 struct slot *entries_find(struct entries *entries, struct index_shard *shard, uint64_t hash,
@@ -148,8 +156,7 @@ struct slot *entries_find(struct entries *entries, struct index_shard *shard, ui
     if (slot == NULL)
         return NULL;
     *view = entries_view(entries, shard, slot);
-    if (view->key != NULL &&
-        (view->key_length != key_length || memcmp(view->key, key, key_length) != 0))
+    if (!entry_is_of(view, key, key_length))
         return NULL;
     if (!entry_expired(view))
         return slot;
@@ -167,8 +174,8 @@ static void count_entry(struct index_shard *shard, const struct slot_word *word,
 }
 
 bool entries_publish(struct entries *entries, struct index_shard *shard, uint64_t hash,
-                     struct slot *before, const struct slot_word *word, uint64_t bytes,
-                     enum entry_state state)
+                     struct slot *before, const struct entry_view *was,
+                     const struct slot_word *word, uint64_t bytes, enum entry_state state)
 {
     uint8_t epoch = evict_epoch(entries->evict);
     uint32_t stamp = atomic_load_explicit(&entries->clears, memory_order_relaxed);
@@ -177,7 +184,7 @@ bool entries_publish(struct entries *entries, struct index_shard *shard, uint64_
     else
         arena_large(word->place)->stamp = stamp;
     if (before != NULL) {
-        forget(entries, shard, before);
+        forget(entries, shard, before, was);
         slot_set(before, word);
         slot_touch(before, epoch);
     } else if (index_add(entries->index, shard, hash, word, epoch) == NULL) {
@@ -212,7 +219,7 @@ bool entries_to_disk(struct entries *entries, struct index_shard *shard, struct 
             return false;
         slot = index_find(entries->index, shard, hash); /* the shard may have grown */
     }
-    forget(entries, shard, slot);
+    forget(entries, shard, slot, &view);
     word.kind = SLOT_DISK;
     word.place = view.place;
     slot_set(slot, &word);

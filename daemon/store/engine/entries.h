@@ -49,9 +49,13 @@ struct entry_view entries_view(struct entries *entries, struct index_shard *shar
 
 bool entry_expired(const struct entry_view *view);
 
+/* Whether it is this key's, whose hash it has. Of what lies on disk alone the key is not known: the
+ * hash stands for it. */
+bool entry_is_of(const struct entry_view *view, const uint8_t *key, uint32_t key_length);
+
 /*
- * The slot of the key with this hash, and *view of it; NULL: not there. What is past its end is
- * removed. Of what lies on disk alone the key is not known: the hash stands for it.
+ * The slot of the key with this hash (entry_is_of()), and *view of it; NULL: not there. What is
+ * past its end is removed.
  */
 struct slot *entries_find(struct entries *entries, struct index_shard *shard, uint64_t hash,
                           const uint8_t *key, uint32_t key_length, struct entry_view *view);
@@ -61,12 +65,12 @@ void entry_set_state(const struct entry_view *view, enum entry_state state, uint
 
 /*
  * Has the index name an entry: word (kind ARENA, LARGE) of bytes of key and value, used now.
- * state: as was set. before: the hash's slot, whatever it names; NULL: there is none. false: the
- * index has no room within reach (see entries_least()); nothing has changed.
+ * state: as was set. before: the hash's slot, whatever it names (*was); NULL: there is none. false:
+ * the index has no room within reach (see entries_least()); nothing has changed.
  */
 bool entries_publish(struct entries *entries, struct index_shard *shard, uint64_t hash,
-                     struct slot *before, const struct slot_word *word, uint64_t bytes,
-                     enum entry_state state);
+                     struct slot *before, const struct entry_view *was,
+                     const struct slot_word *word, uint64_t bytes, enum entry_state state);
 
 /*
  * Whether the entry in memory was put after the CLEAR with this number (entries->clears after it
