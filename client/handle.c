@@ -123,6 +123,12 @@ void liara_cache_set_descriptors(struct liara_cache *cache, bool wanted)
     cache->descriptors = wanted;
 }
 
+void liara_cache_set_put_cost(struct liara_cache *cache, uint32_t milliseconds)
+{
+    cache->has_put_cost = true;
+    cache->put_cost = milliseconds;
+}
+
 void liara_cache_set_progress(struct liara_cache *cache, liara_cache_progress *progress, void *arg)
 {
     cache->progress = progress;

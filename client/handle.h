@@ -11,7 +11,9 @@ struct liara_cache {
     char path[WIRE_PATH_MAX]; /* last connected to */
     unsigned timeout;         /* milliseconds, 0: none */
     unsigned long_timeout;
-    bool descriptors; /* large values may come as such */
+    bool has_put_cost; /* for the next put: */
+    uint32_t put_cost; /* milliseconds */
+    bool descriptors;  /* large values may come as such */
     liara_cache_progress *progress;
     void *progress_arg;
     uint32_t prefix_length;

@@ -203,6 +203,14 @@ LIARA_CACHE_API void liara_cache_set_busy_poll(struct liara_cache *cache, unsign
  */
 LIARA_CACHE_API void liara_cache_set_descriptors(struct liara_cache *cache, bool wanted);
 
+/*
+ * Says how many milliseconds the value of the next put took to compute, or each of the next
+ * liara_cache_put_many(): the daemon keeps longer what took longer. It holds for that one call,
+ * whatever comes of it. Without it the daemon takes the time since it granted a lease on the key to
+ * anybody, or else a tenth of a second. A daemon older than this refuses such a put.
+ */
+LIARA_CACHE_API void liara_cache_set_put_cost(struct liara_cache *cache, uint32_t milliseconds);
+
 /* Has progress(arg, …) called during long calls; NULL: no more. */
 LIARA_CACHE_API void liara_cache_set_progress(struct liara_cache *cache,
                                               liara_cache_progress *progress, void *arg);

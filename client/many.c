@@ -31,6 +31,8 @@ struct batch {
     void *items;
     size_t count, asked, answered; /* answered <= asked <= count */
     size_t length;                 /* bytes used */
+    bool has_cost;
+    uint32_t cost; /* of each value that is put */
     char bytes[BATCH_BYTES];
 };
 
@@ -124,6 +126,8 @@ static enum liara_cache_status run(struct liara_cache *cache, const struct batch
     batch->items = items;
     batch->count = count;
     batch->answered = 0;
+    batch->has_cost = cache->has_put_cost;
+    batch->cost = cache->put_cost;
     enum liara_cache_status status = run_batch(cache, batch, longest);
     free(batch);
     return status;
@@ -186,6 +190,8 @@ static void describe_put(const struct batch *batch, size_t index, struct request
     const struct liara_cache_put_item *item = put_item(batch, index);
     *key = (struct iovec){(void *)(uintptr_t)item->key, item->key_length};
     *value = (struct iovec){(void *)(uintptr_t)item->bytes, item->length};
+    request->has_cost = batch->has_cost;
+    request->cost = batch->cost;
     request->flags = item->options.flags;
     request->ttl = item->options.ttl;
     request->overwrite = item->options.overwrite;
@@ -219,7 +225,8 @@ enum liara_cache_status liara_cache_put_many(struct liara_cache *cache,
         if (bad == LIARA_CACHE_OK)
             bad = ask_check_key(cache, items[i].key_length);
     }
-    if (bad != LIARA_CACHE_OK || count == 0)
-        return bad;
-    return run(cache, &kind, items, count, longest);
+    if (bad == LIARA_CACHE_OK && count > 0)
+        bad = run(cache, &kind, items, count, longest);
+    cache->has_put_cost = false;
+    return bad;
 }

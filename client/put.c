@@ -42,6 +42,9 @@ static enum liara_cache_status begin(struct liara_cache *cache, const void *key,
 {
     handle_begin(cache);
     ask_request(request, VERB_PUT);
+    request->has_cost = cache->has_put_cost;
+    request->cost = cache->put_cost;
+    cache->has_put_cost = false;
     if (options) {
         request->flags = options->flags;
         request->ttl = options->ttl;

@@ -247,10 +247,27 @@ static enum store_status was_put(struct cache_session *session)
     return call->status;
 }
 
-enum store_status cache_put(struct cache_session *session, struct value *value, bool overwrite)
+/* Whoever computed the key was told to do so when the lease was granted. */
+static void take_cost_from_lease(struct cache_session *session)
+{
+    struct store_call *call = &session->call;
+    struct cache *cache = session->cache;
+    uint64_t hash = store_key_hash(cache->store, call->key, call->key_length);
+    int64_t age = lease_age(cache->leases, call->key, call->key_length, hash);
+    call->has_cost = age >= 0;
+    if (call->has_cost)
+        call->cost = age < UINT32_MAX ? (uint32_t)age : UINT32_MAX;
+}
+
+enum store_status cache_put(struct cache_session *session, struct value *value,
+                            const struct cache_put *how)
 {
     session->call.value = value;
-    session->call.overwrite = overwrite;
+    session->call.overwrite = how->overwrite;
+    session->call.has_cost = how->has_cost;
+    session->call.cost = how->cost;
+    if (!how->has_cost && lease_any(session->cache->leases))
+        take_cost_from_lease(session);
     session->published = lease_any(session->cache->leases) ? value_ref(value) : NULL;
     return ask(session, STORE_PUT, was_put);
 }

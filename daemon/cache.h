@@ -21,6 +21,13 @@ struct cache_counters {
     _Atomic uint64_t hits, misses, stored, exists;
 } __attribute__((aligned(64)));
 
+/* How to put a value. */
+struct cache_put {
+    bool overwrite;
+    bool has_cost;
+    uint32_t cost; /* milliseconds that it took to compute */
+};
+
 struct cache_session {
     struct cache *cache;
     struct store_call call;
@@ -74,10 +81,12 @@ bool cache_key(struct cache_session *session, const uint8_t *key, size_t length)
 struct value *cache_new_value(struct cache_session *session, uint32_t length);
 
 /* Calls on cache_key()'s key. lease: seconds, or 0; fd: as store_call.wants_fd. cache_put() takes
- * the value. */
+ * the value; if the cost is not said and the key's lease is held, the time since it was granted is
+ * the cost. */
 enum store_status cache_get(struct cache_session *session, uint32_t lease, bool fd);
 enum store_status cache_head(struct cache_session *session);
-enum store_status cache_put(struct cache_session *session, struct value *value, bool overwrite);
+enum store_status cache_put(struct cache_session *session, struct value *value,
+                            const struct cache_put *how);
 enum store_status cache_delete(struct cache_session *session);
 
 /* Calls on everything under the session's prefix; cache_persist() on everything. */

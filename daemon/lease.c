@@ -12,6 +12,7 @@ struct lease {
     uint64_t hash;
     const uint8_t *key; /* behind the struct, but where one is looked for: the asker's */
     size_t length;
+    int64_t granted; /* to the holder, at first */
     int64_t deadline;
     struct lease_session *holder;
     struct lease *held_next, **held_link; /* in the holder's list */
@@ -55,6 +56,7 @@ static struct lease *add(struct leases *leases, const uint8_t *key, size_t lengt
     lease->hash = hash;
     lease->key = copy;
     lease->length = length;
+    lease->granted = clock_now();
     lease->last = &lease->waiting;
     if (tsearch(lease, &leases->tree, compare) == NULL) {
         free(lease);
@@ -121,6 +123,7 @@ static void next_in_line(struct leases *leases, struct lease *lease)
         drop(leases, lease);
         return;
     }
+    lease->granted = clock_now();
     hold(lease, next, next->seconds);
     tell(next, true, NULL);
 }
@@ -246,6 +249,17 @@ enum lease_answer lease_ask(struct lease_session *session, const uint8_t *key, s
 bool lease_any(struct leases *leases)
 {
     return atomic_load(&leases->count) > 0;
+}
+
+int64_t lease_age(struct leases *leases, const uint8_t *key, size_t length, uint64_t hash)
+{
+    if (!lease_any(leases))
+        return -1;
+    pthread_mutex_lock(&leases->lock);
+    const struct lease *lease = find(leases, key, length, hash);
+    int64_t age = lease != NULL ? clock_now() - lease->granted : -1;
+    pthread_mutex_unlock(&leases->lock);
+    return age;
 }
 
 void lease_fulfil(struct leases *leases, const uint8_t *key, size_t length, uint64_t hash,

@@ -66,6 +66,10 @@ enum lease_answer lease_ask(struct lease_session *session, const uint8_t *key, s
  * Any thread. */
 bool lease_any(struct leases *leases);
 
+/* Milliseconds since the lease on the key was granted to its holder, who may have renewed it since;
+ * -1: nobody holds it. Any thread. */
+int64_t lease_age(struct leases *leases, const uint8_t *key, size_t length, uint64_t hash);
+
 /* The key has come: its lease ends and all who wait are told. value: what came (a reference is
  * taken for each), or NULL: they are to look again. Any thread. */
 void lease_fulfil(struct leases *leases, const uint8_t *key, size_t length, uint64_t hash,

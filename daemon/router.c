@@ -161,6 +161,7 @@ static void answer_inspect(struct exchange *exchange, enum store_status status)
     const struct store_call *call = &exchange->session.call;
     const struct store_ops *backend = cache_backend(exchange->router->cache);
     struct cache_counters sum;
+    const struct store_evicted *evicted = &call->evicted;
     char text[INSPECT_TEXT_MAX];
     (void)status;
     cache_count(exchange->router->cache, &sum);
@@ -168,12 +169,16 @@ static void answer_inspect(struct exchange *exchange, enum store_status status)
         snprintf(text, sizeof(text),
                  "name %s\nbackend %s\nsize %llu\nentries %llu\napproximate %d\n"
                  "unwritten %llu\nlost %llu\n"
-                 "hits %llu\nmisses %llu\nstored %llu\nexists %llu\nuptime %lld\nversion %s\n",
+                 "hits %llu\nmisses %llu\nstored %llu\nexists %llu\n"
+                 "evicted %llu\nevicted-bytes %llu\nevicted-cost-ms %llu\n"
+                 "uptime %lld\nversion %s\n",
                  backend->title, backend->name, (unsigned long long)call->size,
                  (unsigned long long)call->entries, call->approximate,
                  (unsigned long long)call->unwritten, (unsigned long long)call->lost,
                  (unsigned long long)sum.hits, (unsigned long long)sum.misses,
                  (unsigned long long)sum.stored, (unsigned long long)sum.exists,
+                 (unsigned long long)evicted->entries, (unsigned long long)evicted->bytes,
+                 (unsigned long long)evicted->cost,
                  (long long)((clock_now() - exchange->router->started) / 1000), LIARA_VERSION);
     answer_text(exchange, text, (size_t)length);
 }
@@ -273,7 +278,7 @@ enum router_next router_body(struct exchange *exchange)
 {
     struct value *value = exchange->value;
     exchange->value = NULL;
-    return await(exchange, cache_put(&exchange->session, value, exchange->overwrite), answer_put);
+    return await(exchange, cache_put(&exchange->session, value, &exchange->put), answer_put);
 }
 
 static void fetch_refused(struct exchange *exchange, int error)
@@ -303,7 +308,8 @@ static void fetched(struct fetch *fetch)
 static enum router_next start_put(struct exchange *exchange, const struct request *request)
 {
     exchange->value = put_value(exchange, request);
-    exchange->overwrite = request->overwrite;
+    exchange->put = (struct cache_put){
+        .overwrite = request->overwrite, .has_cost = request->has_cost, .cost = request->cost};
     return exchange->value != NULL ? ROUTER_BODY : ROUTER_REPLY;
 }
 

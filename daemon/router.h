@@ -31,7 +31,7 @@ struct exchange {
     struct cache_session session;
     struct fetch fetch;
     bool fetching; /* it is under way */
-    bool overwrite;
+    struct cache_put put; /* how */
     struct reply reply;
     /* ROUTER_BODY: to be filled; with a reply: its bytes. The caller's reference. */
     struct value *value;

@@ -14,6 +14,7 @@ enum field {
     FIELD_LEASE,
     FIELD_FLAGS,
     FIELD_TTL,
+    FIELD_COST,
     FIELD_ENTRIES,
     FIELD_VOLATILE,
     FIELD_OVERWRITE,
@@ -44,6 +45,8 @@ static const struct field_rule request_fields[FIELD_COUNT] = {
     [FIELD_LEASE] = {REQUEST("lease", TYPE_U32, lease), .min = 1, .max = UINT32_MAX},
     [FIELD_FLAGS] = {REQUEST("flags", TYPE_U32, flags), .max = UINT32_MAX},
     [FIELD_TTL] = {REQUEST("ttl", TYPE_U32, ttl), .min = 1, .max = UINT32_MAX},
+    [FIELD_COST] = {REQUEST("cost", TYPE_U32, cost), .max = UINT32_MAX,
+                    .present = offsetof(struct request, has_cost)},
     [FIELD_OVERWRITE] = {REQUEST("overwrite", TYPE_BARE, overwrite)},
     [FIELD_FD] = {REQUEST("fd", TYPE_BARE, fd)},
 };
@@ -76,8 +79,9 @@ struct form {
     VERB(GET, KEY_REQUIRED, 0, BIT(FIELD_LEASE) | BIT(FIELD_FD), " key [lease=SECONDS] [fd]",      \
          "the value, or MISS; with lease one who misses is to PUT it and the others wait")         \
     VERB(PUT, KEY_REQUIRED, BIT(FIELD_LENGTH),                                                     \
-         BIT(FIELD_FLAGS) | BIT(FIELD_TTL) | BIT(FIELD_OVERWRITE) | BIT(FIELD_FD),                 \
-         " key length [flags=N] [ttl=SECONDS] [overwrite] [fd]",                                   \
+         BIT(FIELD_FLAGS) | BIT(FIELD_TTL) | BIT(FIELD_COST) | BIT(FIELD_OVERWRITE) |              \
+             BIT(FIELD_FD),                                                                        \
+         " key length [flags=N] [ttl=SECONDS] [cost=MS] [overwrite] [fd]",                         \
          "stores the bytes that follow, and one LF, if the key is absent")                         \
     VERB(HEAD, KEY_REQUIRED, 0, 0, " key", "the value's size, without the value")                  \
     VERB(DELETE, KEY_REQUIRED, 0, 0, " key", "removes the value and ends a lease")                 \
@@ -435,8 +439,8 @@ static enum fault read_request(struct reader *line, struct request *request)
     if (line->form == NULL)
         return FAULT_VERB;
     request->verb = (enum verb)(line->form - request_forms);
-    request->overwrite = request->fd = false;
-    request->flags = request->ttl = request->lease = 0;
+    request->overwrite = request->fd = request->has_cost = false;
+    request->flags = request->ttl = request->cost = request->lease = 0;
     request->length = 0;
     request->key_length = 0;
     if (line->form->key != KEY_NONE) {

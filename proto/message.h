@@ -46,8 +46,10 @@ struct request {
     enum verb verb;
     bool overwrite;      /* PUT: replace what is there */
     bool fd;             /* GET: answer with a descriptor if you can; PUT: the value is in one */
+    bool has_cost;       /* PUT: cost says something */
     uint32_t flags;      /* PUT: the client's own number */
     uint32_t ttl;        /* PUT: seconds to live, 0: no limit */
+    uint32_t cost;       /* PUT: milliseconds that the value took to compute */
     uint32_t lease;      /* GET: seconds of lease wanted on a miss, 0: none */
     uint64_t length;     /* PUT: bytes of the value */
     uint32_t key_length; /* bytes used of key; 0 is possible for PREFIX alone */

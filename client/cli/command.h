@@ -19,12 +19,19 @@ enum result {
     RESULT_LOCAL = 5    /* a file can't be read or written, or memory is short */
 };
 
+/* A number of which 0 says something else than nothing. */
+struct optional_number {
+    uint32_t number;
+    bool is_given;
+};
+
 struct arguments {
     const char *socket; /* NULL: the default */
     const char *prefix; /* NULL: none */
     const char *output; /* get: NULL for standard output */
     uint32_t timeout;   /* seconds, 0: the command's */
     uint32_t ttl, flags, lease;
+    struct optional_number cost;
     bool overwrite, json, verbose, no_descriptor, help, version;
     int count;    /* of words */
     char **words; /* behind the command's name: a key and so on */

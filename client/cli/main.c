@@ -11,7 +11,7 @@
 
 const struct command commands[] = {
     {"get", "KEY [-o FILE]", "the value, to standard output", 1, 1, "OD", false, command_get},
-    {"put", "KEY [FILE|-] [--overwrite]", "stores FILE or standard input", 1, 2, "TFW", false,
+    {"put", "KEY [FILE|-] [--overwrite]", "stores FILE or standard input", 1, 2, "TFCW", false,
      command_put},
     {"head", "KEY", "the value's size, flags and time to live", 1, 1, "", false, command_head},
     {"delete", "KEY", "removes the value", 1, 1, "", false, command_delete},

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum kind { KIND_TEXT, KIND_NUMBER, KIND_SWITCH };
+enum kind { KIND_TEXT, KIND_NUMBER, KIND_OPTIONAL_NUMBER, KIND_SWITCH };
 
 struct rule {
     char letter;
@@ -32,6 +32,8 @@ static const struct rule rules[] = {
      "get: large values through the socket too"},
     {'T', false, KIND_NUMBER, IN(ttl), 0, "ttl", "SECONDS", "put, memo: the value's time to live"},
     {'F', false, KIND_NUMBER, IN(flags), 0, "flags", "N", "put: a number kept with the value"},
+    {'C', false, KIND_OPTIONAL_NUMBER, IN(cost), 0, "cost", "MS",
+     "put: milliseconds that the value took to compute"},
     {'W', false, KIND_SWITCH, IN(overwrite), 0, "overwrite", NULL, "put: replace what is there"},
     {'J', false, KIND_SWITCH, IN(json), 0, "json", NULL, "inspect: as a JSON object"},
     {'L', false, KIND_NUMBER, IN(lease), 1, "lease", "SECONDS",
@@ -83,6 +85,9 @@ static bool set_option(const struct rule *rule, const char *text, struct argumen
         return true;
     case KIND_NUMBER:
         return set_number(rule, text, field);
+    case KIND_OPTIONAL_NUMBER:
+        ((struct optional_number *)field)->is_given = true;
+        return set_number(rule, text, &((struct optional_number *)field)->number);
     case KIND_SWITCH:
         *(bool *)field = true;
         return true;

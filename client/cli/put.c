@@ -21,6 +21,8 @@ int command_put(struct cli *cli)
         complain("can't read %s: %s", path, strerror(errno));
         return RESULT_LOCAL;
     }
+    if (cli->arguments.cost.is_given)
+        liara_cache_set_put_cost(cli->cache, cli->arguments.cost.number);
     int result = report(cli, liara_cache_put_fd(cli->cache, key, strlen(key), fd, -1, &options));
     if (fd != STDIN_FILENO)
         close(fd);

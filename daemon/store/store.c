@@ -231,12 +231,17 @@ static struct pool *pool_of(const struct store *store, enum store_op op)
     return reads ? store->readers : store->writers;
 }
 
+uint64_t store_key_hash(const struct store *store, const uint8_t *key, size_t length)
+{
+    return store->hash_key != NULL ? hash_of(store->hash_key, key, length)
+                                   : store_hash(key, length);
+}
+
 enum store_status store_submit(struct store *store, struct store_call *call)
 {
     struct pool *pool = pool_of(store, call->op);
     call->store = store;
-    call->hash = store->hash_key != NULL ? hash_of(store->hash_key, call->key, call->key_length)
-                                         : store_hash(call->key, call->key_length);
+    call->hash = store_key_hash(store, call->key, call->key_length);
     call->fd = -1;
     call->copied = false;
     call->pinned.bytes = NULL;

@@ -43,8 +43,14 @@ enum store_op {
     STORE_PUT,  /* value: in; the store takes the reference and nulls the field, whatever comes */
     STORE_DELETE,
     STORE_CLEAR,   /* key is a prefix, of 0 bytes too; entries: out, how many were removed */
-    STORE_INSPECT, /* key is a prefix; entries, size, approximate: out */
+    STORE_INSPECT, /* key is a prefix; entries, size, approximate, evicted: out */
     STORE_PERSIST  /* durable: out, false for a backend without stable storage */
+};
+
+/* What went since the start because there was no room for it. */
+struct store_evicted {
+    uint64_t entries, bytes; /* bytes of keys and values */
+    uint64_t cost;           /* milliseconds that it takes to compute them again */
 };
 
 struct store_call {
@@ -52,6 +58,8 @@ struct store_call {
     struct store *store;   /* set by store_submit() */
     enum store_op op;
     bool overwrite;     /* PUT */
+    bool has_cost;      /* PUT: cost says something */
+    uint32_t cost;      /* PUT: milliseconds that the value took to compute */
     bool wants_fd;      /* GET: a backend may answer with fd */
     const uint8_t *key; /* the caller's, unchanged until the call has finished */
     uint32_t key_length;
@@ -78,6 +86,7 @@ struct store_call {
     bool approximate;
     uint64_t unwritten; /* INSPECT: bytes that are not on disk yet, and entries that were lost */
     uint64_t lost;      /* because the disk failed; 0 where there is none */
+    struct store_evicted evicted; /* INSPECT: of the whole store; 0 where it can't tell */
     bool durable;
     enum error_code error;
     char text[MESSAGE_TEXT_MAX];
@@ -195,6 +204,9 @@ struct value *store_new_value(struct store_call *call, uint64_t length);
 /* The hash of a key. Seeded anew in each run, so that nobody can choose keys that collide: it must
  * not reach a disk. Any thread. */
 uint64_t store_hash(const uint8_t *key, size_t length);
+
+/* The hash of a key as the store's calls have it. Any thread. */
+uint64_t store_key_hash(const struct store *store, const uint8_t *key, size_t length);
 
 /* Whether the value is past its end at clock_now()'s time now. */
 bool store_expired(int64_t expires, int64_t now);

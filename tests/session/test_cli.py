@@ -58,6 +58,14 @@ class Commands:
         self.expect(DONE, "delete", "key")
         self.expect(MISS, "get", "key", output=b"")
 
+    def test_cost(self):
+        for cost in ("0", "4294967295"):
+            self.expect(DONE, "put", f"key-{cost}", "--cost", cost, data=b"value")
+        for cost in ("-1", "4294967296", "1.5", ""):
+            self.expect(USAGE, "put", "key", "--cost", cost, data=b"value")
+        self.expect(USAGE, "get", "key", "--cost", "1")
+        self.expect(MISS, "get", "key")
+
     def test_files(self):
         data = random.Random(1).randbytes(3_000_000)
         source, target = self.folder / "in", self.folder / "out"

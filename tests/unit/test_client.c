@@ -552,6 +552,46 @@ START_TEST(request_is_repeated_where_the_idle_connection_was_closed)
 }
 END_TEST
 
+static void store_with_costs(struct fake *f)
+{
+    accept_client(f);
+    hear(f, "PUT k 1 cost=0\na\n");
+    say(f, "STORED\n");
+    hear(f, "PUT k 1\nb\n");
+    say(f, "EXISTS\n");
+    hear(f, "PUT k 1 ttl=9 cost=4294967295 overwrite\nc\n");
+    say(f, "STORED\n");
+    hear(f, "PUT one 1 cost=7\nd\nPUT two 1 cost=7\ne\n");
+    say(f, "STORED\nSTORED\n");
+    hear(f, "PUT one 1\nd\n");
+    say(f, "EXISTS\n");
+    hear(f, "PUT k 1\nf\n");
+    say(f, "EXISTS\n");
+}
+
+/* Each call that puts takes the cost along, and none after it. */
+START_TEST(a_put_says_what_its_value_cost)
+{
+    const struct liara_cache_put_options options = {.ttl = 9, .overwrite = true};
+    struct liara_cache_put_item items[] = {
+        {.key = "one", .key_length = 3, .bytes = "d", .length = 1},
+        {.key = "two", .key_length = 3, .bytes = "e", .length = 1}};
+    play(store_with_costs);
+    liara_cache_set_put_cost(cache, 0);
+    ck_status(liara_cache_put(cache, "k", 1, "a", 1, NULL), LIARA_CACHE_OK);
+    ck_status(liara_cache_put(cache, "k", 1, "b", 1, NULL), LIARA_CACHE_EXISTS);
+    liara_cache_set_put_cost(cache, UINT32_MAX);
+    ck_status(liara_cache_put(cache, "k", 1, "c", 1, &options), LIARA_CACHE_OK);
+    liara_cache_set_put_cost(cache, 7);
+    ck_status(liara_cache_put_many(cache, items, 2), LIARA_CACHE_OK);
+    ck_status(liara_cache_put_many(cache, items, 1), LIARA_CACHE_OK);
+    liara_cache_set_put_cost(cache, 8);
+    ck_status(liara_cache_put(cache, "", 0, "f", 1, NULL), LIARA_CACHE_USAGE);
+    ck_status(liara_cache_put(cache, "k", 1, "f", 1, NULL), LIARA_CACHE_EXISTS);
+    end_play();
+}
+END_TEST
+
 static void close_again_and_again(struct fake *f)
 {
     accept_client(f);
@@ -2428,6 +2468,7 @@ static TCase *connections(void)
 {
     TCase *tests = tcase_create("connections");
     tcase_add_test(tests, request_is_repeated_where_the_idle_connection_was_closed);
+    tcase_add_test(tests, a_put_says_what_its_value_cost);
     tcase_add_test(tests, request_is_repeated_once);
     tcase_add_test(tests, nothing_is_done_under_another_prefix);
     tcase_add_test(tests, mistakes_are_told_and_nothing_is_sent);

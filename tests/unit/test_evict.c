@@ -60,6 +60,11 @@ START_TEST(a_class_holds_what_is_below_its_limit)
     /* No more than a quarter is lost by it. */
     for (uint64_t number = 4; number < 100000; number += 7)
         ck_assert_uint_le(evict_class_limit(evict_class(number)), number + number / 4 + 1);
+    for (uint64_t number = 0; number < 100000; number += 1 + number / 50) {
+        uint64_t middle = evict_class_middle(evict_class(number));
+        ck_assert_uint_le(middle, number + number / 8);
+        ck_assert_uint_ge(middle + number / 8, number);
+    }
 }
 END_TEST
 

@@ -56,6 +56,8 @@ static void assert_same_request(const struct request *a, const struct request *b
     ck_assert_int_eq(a->fd, b->fd);
     ck_assert_uint_eq(a->flags, b->flags);
     ck_assert_uint_eq(a->ttl, b->ttl);
+    ck_assert_int_eq(a->has_cost, b->has_cost);
+    ck_assert_uint_eq(a->cost, b->cost);
     ck_assert_uint_eq(a->lease, b->lease);
     ck_assert_uint_eq(a->length, b->length);
     ck_assert_uint_eq(a->key_length, b->key_length);
@@ -117,8 +119,8 @@ struct good {
     enum verb verb;
     const char *key;
     uint64_t length;
-    uint32_t flags, ttl, lease;
-    bool overwrite, fd;
+    uint32_t flags, ttl, lease, cost;
+    bool overwrite, fd, has_cost;
 };
 
 static const struct good good[] = {
@@ -149,6 +151,12 @@ static const struct good good[] = {
     {"PUT k 5 fd", NULL, .verb = VERB_PUT, .key = "k", .length = 5, .fd = true},
     {"PUT k 5 fd overwrite ttl=7 flags=9", "PUT k 5 flags=9 ttl=7 overwrite fd", .verb = VERB_PUT,
      .key = "k", .length = 5, .flags = 9, .ttl = 7, .overwrite = true, .fd = true},
+    {"PUT k 5 cost=0", NULL, .verb = VERB_PUT, .key = "k", .length = 5, .has_cost = true},
+    {"PUT k 5 cost=4294967295", NULL, .verb = VERB_PUT, .key = "k", .length = 5, .has_cost = true,
+     .cost = UINT32_MAX},
+    {"PUT k 5 fd cost=9 overwrite ttl=7 flags=3", "PUT k 5 flags=3 ttl=7 cost=9 overwrite fd",
+     .verb = VERB_PUT, .key = "k", .length = 5, .flags = 3, .ttl = 7, .has_cost = true, .cost = 9,
+     .overwrite = true, .fd = true},
     {"PUT fd 5", NULL, .verb = VERB_PUT, .key = "fd", .length = 5},
     {"HEAD k", NULL, .verb = VERB_HEAD, .key = "k"},
     {"DELETE k", NULL, .verb = VERB_DELETE, .key = "k"},
@@ -171,6 +179,8 @@ static void check_good(const struct good *row, const char *end)
     wanted.flags = row->flags;
     wanted.ttl = row->ttl;
     wanted.lease = row->lease;
+    wanted.has_cost = row->has_cost;
+    wanted.cost = row->cost;
     wanted.overwrite = row->overwrite;
     wanted.fd = row->fd;
 
@@ -294,6 +304,7 @@ static const struct bad bad[] = {
     {IN_STEP("GET k lease=5\0"), "number from 1"},
     {IN_STEP("GET k lease=4294967296"), "to 4294967295"},
     {IN_STEP("GET k lease=18446744073709551617"), "to 4294967295"},
+    {IN_STEP("GET k cost=5"), "unknown word cost=5"},
     {IN_STEP("HEAD k fd"), "unknown word fd; usage: HEAD key"},
     {IN_STEP("DELETE k k"), "unknown word k"},
     {IN_STEP("PREFIX a b"), "unknown word b; usage: PREFIX [prefix]"},
@@ -310,6 +321,11 @@ static const struct bad bad[] = {
     {SKIPS("PUT k 5 ttl=0", 6), "ttl=0 where ttl is to be a number from 1 to 4294967295"},
     {SKIPS("PUT k 5 ttl=4294967296", 6), "ttl"},
     {SKIPS("PUT k 5 ttl", 6), "ttl"},
+    {SKIPS("PUT k 5 cost=4294967296", 6), "cost is to be a number from 0 to 4294967295"},
+    {SKIPS("PUT k 5 cost=-1", 6), "cost=-1"},
+    {SKIPS("PUT k 5 cost", 6), "cost"},
+    {SKIPS("PUT k 5 cost=1.5", 6), "cost=1.5"},
+    {SKIPS("PUT k 5 cost=1 cost=1", 6), "repeated option cost=1"},
     {SKIPS("PUT k 5 flags=4294967296", 6), "number from 0 to 4294967295"},
     {SKIPS("PUT k 5 flags=-1", 6), "flags=-1"},
     {SKIPS("PUT k 5 flags=1 flags=1", 6), "repeated option flags=1"},
@@ -416,7 +432,8 @@ START_TEST(texts_hold_the_whole_usage)
         "PUT k 5 ttl=1 ttl=\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\n",
         "PUT k 5 ttl=00000000000000000001 \n",
     };
-    static const char usage[] = "; usage: PUT key length [flags=N] [ttl=SECONDS] [overwrite] [fd]";
+    static const char usage[] =
+        "; usage: PUT key length [flags=N] [ttl=SECONDS] [cost=MS] [overwrite] [fd]";
     for (size_t i = 0; i < ROWS(lines); i++) {
         struct parsed parsed = parse_request(lines[i], strlen(lines[i]));
         ck_assert_int_eq(parsed.result, LINE_BAD);
@@ -851,6 +868,9 @@ static void random_request(uint64_t *state, struct request *request)
         request->length = random_number(state, UINT64_MAX - 1);
         request->flags = (uint32_t)random_number(state, UINT32_MAX);
         request->ttl = (uint32_t)random_number(state, UINT32_MAX);
+        request->has_cost = random_next(state) % 2;
+        if (request->has_cost)
+            request->cost = (uint32_t)random_number(state, UINT32_MAX);
         request->overwrite = random_next(state) % 2;
         request->fd = random_next(state) % 2;
     }
@@ -979,7 +999,8 @@ START_TEST(fields_of_other_verbs_are_not_written)
 {
     struct request request = make_request(VERB_PING, "k");
     request.lease = request.ttl = request.flags = 5;
-    request.fd = request.overwrite = true;
+    request.fd = request.overwrite = request.has_cost = true;
+    request.cost = 6;
     request.length = 7;
     assert_formats_request(&request, STRING("PING\n"));
     request.verb = VERB_HEAD;
@@ -987,7 +1008,7 @@ START_TEST(fields_of_other_verbs_are_not_written)
     request.verb = VERB_GET;
     assert_formats_request(&request, STRING("GET k lease=5 fd\n"));
     request.verb = VERB_PUT;
-    assert_formats_request(&request, STRING("PUT k 7 flags=5 ttl=5 overwrite fd\n"));
+    assert_formats_request(&request, STRING("PUT k 7 flags=5 ttl=5 cost=6 overwrite fd\n"));
 
     struct reply reply = {.kind = REPLY_STORED, .length = 5, .flags = 5, .lease = true};
     assert_formats_reply(&reply, STRING("STORED\n"));
@@ -1053,7 +1074,7 @@ START_TEST(help)
     ck_assert_str_eq(at, "");
     ck_assert_ptr_nonnull(strstr(line_help(), "GET key [lease=SECONDS] [fd] "));
     ck_assert_ptr_nonnull(
-        strstr(line_help(), "PUT key length [flags=N] [ttl=SECONDS] [overwrite] [fd] "));
+        strstr(line_help(), "PUT key length [flags=N] [ttl=SECONDS] [cost=MS] [overwrite] [fd] "));
 }
 END_TEST
 

@@ -42,12 +42,9 @@ static bool drop(struct cleaner *cleaner, struct index_shard *shard, struct slot
                  const struct entry_view *view)
 {
     struct entries *entries = cleaner->entries;
-    uint64_t bytes = (uint64_t)view->key_length + view->length;
     if (entries->on_disk)
         return view->state == ENTRY_WRITTEN && entries_to_disk(entries, shard, slot);
-    entries_remove(entries, shard, slot);
-    atomic_fetch_add_explicit(&cleaner->evicted_entries, 1, memory_order_relaxed);
-    atomic_fetch_add_explicit(&cleaner->evicted_bytes, bytes, memory_order_relaxed);
+    entries_evict(entries, shard, slot);
     return true;
 }
 

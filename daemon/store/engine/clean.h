@@ -13,7 +13,6 @@ struct cleaner {
     struct arena_unit *unit; /* that is being emptied, or NULL */
     uint32_t offset, kept;   /* in it */
     unsigned until_bar;      /* units until the bar of what is kept is set again */
-    _Atomic uint64_t evicted_entries, evicted_bytes; /* keys and values, since the start */
 };
 
 /* entries is the caller's and outlives the cleaner. */

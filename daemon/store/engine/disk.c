@@ -111,7 +111,7 @@ static void add_found(struct engine *engine, const struct backing_found *found)
             break;
         uint64_t hash = slot_hash(entries->index, shard, least);
         uint64_t place = slot_get(least).place;
-        entries_remove(entries, shard, least);
+        entries_evict(entries, shard, least);
         writer_supersede(engine->writer, hash, place);
     }
     index_unlock(shard);
@@ -179,8 +179,7 @@ static void owner_forget(void *arg, uint64_t hash, uint64_t place)
     if (slot != NULL) {
         struct entry_view view = entries_view(entries, shard, slot);
         if (view.place == place && view.state == ENTRY_WRITTEN) {
-            atomic_fetch_add_explicit(&engine->evicted_entries, 1, memory_order_relaxed);
-            entries_remove(entries, shard, slot);
+            entries_evict(entries, shard, slot);
         } else if (view.place == place) {
             entry_set_state(&view, view.state, 0);
         }

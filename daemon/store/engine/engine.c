@@ -207,7 +207,7 @@ static enum store_status displace(struct engine *engine, struct index_shard *sha
         return STORE_PENDING;
     uint64_t its_hash = slot_hash(entries->index, shard, least);
     uint64_t place = entries_view(entries, shard, least).place;
-    entries_remove(entries, shard, least);
+    entries_evict(entries, shard, least);
     if (engine->writer != NULL)
         writer_push(engine->writer, its_hash, place);
     return STORE_OK;
@@ -253,11 +253,11 @@ static enum store_status publish(struct engine *engine, struct index_shard *shar
     return STORE_OK;
 }
 
-static struct slot_word new_word(const struct value *value)
+static struct slot_word new_word(const struct store_call *call, const struct value *value)
 {
     return (struct slot_word){.has_end = value->expires != CLOCK_NEVER,
                               .size = evict_class((uint64_t)value->key_length + value->length),
-                              .cost = evict_class(EVICT_COST_UNKNOWN)};
+                              .cost = evict_class(call->has_cost ? call->cost : EVICT_COST_UNKNOWN)};
 }
 
 static void fill_entry(struct engine *engine, struct entry *entry, struct value *value)
@@ -322,9 +322,9 @@ static bool draft_large(struct engine *engine, const struct store_call *call, st
     return true;
 }
 
-static struct draft new_draft(const struct value *value)
+static struct draft new_draft(const struct store_call *call, const struct value *value)
 {
-    return (struct draft){.view = {.length = value->length}, .word = new_word(value)};
+    return (struct draft){.view = {.length = value->length}, .word = new_word(call, value)};
 }
 
 /* The index names the draft's entry by now, or it is taken back. */
@@ -357,7 +357,7 @@ static enum store_status publish_draft(struct engine *engine, const struct store
 static enum store_status put_small(struct engine *engine, struct store_call *call,
                                    struct value *value, uint32_t size)
 {
-    struct draft draft = new_draft(value);
+    struct draft draft = new_draft(call, value);
     return draft_small(engine, call, value, size, &draft) ? publish_draft(engine, call, &draft)
                                                           : STORE_PENDING;
 }
@@ -367,7 +367,7 @@ static enum store_status put_large(struct engine *engine, struct store_call *cal
                                    struct value *value)
 {
     struct arena *arena = engine->entries.arena;
-    struct draft draft = new_draft(value);
+    struct draft draft = new_draft(call, value);
     /* What would push out too much of the rest stays in memory only until it is written. */
     bool passes =
         engine->writer != NULL &&
@@ -507,7 +507,7 @@ void engine_promote(struct engine *engine, struct store_call *call, struct value
 {
     struct entries *entries = &engine->entries;
     uint64_t bytes = (uint64_t)value->key_length + value->length;
-    struct draft draft = new_draft(value);
+    struct draft draft = new_draft(call, value);
     bool done = false;
     if (atomic_load(&entries->clearing) > 0 || !draft_copy(engine, call, value, &draft))
         return;
@@ -528,7 +528,7 @@ void engine_promote(struct engine *engine, struct store_call *call, struct value
 void engine_fill(struct store *store, const struct store_call *call, struct value *value)
 {
     struct engine *engine = engine_of(store);
-    struct draft draft = new_draft(value);
+    struct draft draft = new_draft(call, value);
     if (draft_copy(engine, call, value, &draft))
         publish_draft(engine, call, &draft);
 }

@@ -98,13 +98,6 @@ static uint64_t bytes_of(const struct entry_view *view)
     return (uint64_t)view->key_length + view->length;
 }
 
-/* What an entry that lies on disk alone is counted as: the middle of its class. */
-static uint64_t estimate(const struct slot_word *word)
-{
-    uint64_t limit = evict_class_limit(word->size);
-    return limit - limit / 10;
-}
-
 static void count_unwritten(struct entries *entries, uint64_t bytes)
 {
     if (entries->on_disk)
@@ -119,7 +112,7 @@ static void forget(struct entries *entries, struct index_shard *shard, struct sl
     struct slot_word word = slot_get(slot);
     shard->entries--;
     if (word.kind == SLOT_DISK) {
-        shard->disk_bytes -= estimate(&word);
+        shard->disk_bytes -= evict_class_middle(word.size);
         struct slot *end = NULL;
         if (word.has_end)
             end = index_find_end(entries->index, shard, slot_hash(entries->index, shard, slot));
@@ -149,6 +142,18 @@ bool entry_is_of(const struct entry_view *view, const uint8_t *key, uint32_t key
            (view->key_length == key_length && memcmp(view->key, key, key_length) == 0);
 }
 
+void entries_evict(struct entries *entries, struct index_shard *shard, struct slot *slot)
+{
+    struct slot_word word = slot_get(slot);
+    struct entry_view view = entries_view(entries, shard, slot);
+    if (!entry_expired(&view)) {
+        shard->evicted++;
+        shard->evicted_bytes += view.key != NULL ? bytes_of(&view) : evict_class_middle(word.size);
+        shard->evicted_cost += evict_class_middle(word.cost);
+    }
+    entries_remove(entries, shard, slot);
+}
+
 struct slot *entries_find(struct entries *entries, struct index_shard *shard, uint64_t hash,
                           const uint8_t *key, uint32_t key_length, struct entry_view *view)
 {
@@ -168,7 +173,7 @@ static void count_entry(struct index_shard *shard, const struct slot_word *word,
 {
     shard->entries++;
     if (word->kind == SLOT_DISK)
-        shard->disk_bytes += estimate(word);
+        shard->disk_bytes += evict_class_middle(word->size);
     else
         shard->bytes += bytes;
 }

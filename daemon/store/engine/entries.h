@@ -82,6 +82,9 @@ bool entries_is_newer(const struct entry_view *view, uint32_t clear);
 /* Removes the slot and what it names. */
 void entries_remove(struct entries *entries, struct index_shard *shard, struct slot *slot);
 
+/* The same for want of room: unless the entry is past its end it is counted as evicted. */
+void entries_evict(struct entries *entries, struct index_shard *shard, struct slot *slot);
+
 /* What the entry has in memory goes, its record is what is left of it. false: a CLEAR keeps it, or
  * there is no room in the index to say when it ends; nothing has changed. */
 bool entries_to_disk(struct entries *entries, struct index_shard *shard, struct slot *slot);

@@ -62,6 +62,12 @@ uint64_t evict_class_limit(uint8_t size_class)
     return (uint64_t)(FRACTION + size_class % FRACTION + 1) << (log - 2);
 }
 
+uint64_t evict_class_middle(uint8_t size_class)
+{
+    uint64_t limit = evict_class_limit(size_class);
+    return limit <= 2 * FRACTION ? limit - 1 : limit - limit / 10;
+}
+
 uint8_t evict_epoch(const struct evict *evict)
 {
     return (uint8_t)atomic_load_explicit(&evict->epoch, memory_order_relaxed);

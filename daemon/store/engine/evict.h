@@ -26,6 +26,9 @@ void evict_free(struct evict *evict);
 uint8_t evict_class(uint64_t number);
 uint64_t evict_class_limit(uint8_t size_class);
 
+/* About the middle of the class: what is counted where the number itself is not known. */
+uint64_t evict_class_middle(uint8_t size_class);
+
 /* What an entry is taken to have cost if nobody said. */
 #define EVICT_COST_UNKNOWN 100 /* milliseconds */
 

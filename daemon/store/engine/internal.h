@@ -20,11 +20,10 @@ struct engine {
     const struct backing_ops *ops;
     struct backing *backing;
     struct writer *writer;
-    struct pool *readers;             /* read what the page cache does not have */
-    struct pool *walkers;             /* go over all that is on disk: CLEAR, INSPECT */
-    struct hash_key hash_key;         /* the store's own, kept with it */
-    _Atomic uint64_t evicted_entries; /* from disk, since the start */
-    unsigned judged;                  /* records; the writer's thread alone */
+    struct pool *readers;     /* read what the page cache does not have */
+    struct pool *walkers;     /* go over all that is on disk: CLEAR, INSPECT */
+    struct hash_key hash_key; /* the store's own, kept with it */
+    unsigned judged;          /* records; the writer's thread alone */
 };
 
 static inline struct engine *engine_of(struct store *store)

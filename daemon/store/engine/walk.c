@@ -269,27 +269,39 @@ enum store_status engine_clear(struct store *store, struct store_call *call)
                                    : steps_start(engine, call, clear_step);
 }
 
+/* Returns the bytes that lie on disk alone. */
+static uint64_t add_shard(struct store_call *call, const struct index_shard *shard, bool all)
+{
+    call->evicted.entries += shard->evicted;
+    call->evicted.bytes += shard->evicted_bytes;
+    call->evicted.cost += shard->evicted_cost;
+    if (!all)
+        return 0;
+    call->entries += shard->entries;
+    call->size += shard->bytes + shard->disk_bytes;
+    return shard->disk_bytes;
+}
+
 enum store_status engine_inspect(struct store *store, struct store_call *call)
 {
     struct engine *engine = engine_of(store);
     uint64_t on_disk = 0;
     call->entries = 0;
     call->size = 0;
-    call->approximate = engine->backing != NULL && call->key_length > 0;
     if (engine->writer != NULL) {
         call->unwritten = atomic_load(&engine->entries.unwritten);
         call->lost = writer_lost_count(engine->writer);
     }
-    if (call->key_length > 0)
-        return engine->backing != NULL ? start_walk(engine, call, run_inspect)
-                                       : steps_start(engine, call, count_step);
+    call->evicted = (struct store_evicted){0};
     for (unsigned i = 0; i < INDEX_SHARDS; i++) {
         struct index_shard *shard = index_lock_shard(engine->entries.index, i);
-        call->entries += shard->entries;
-        call->size += shard->bytes + shard->disk_bytes;
-        on_disk += shard->disk_bytes;
+        on_disk += add_shard(call, shard, call->key_length == 0);
         index_unlock(shard);
     }
     call->approximate = on_disk > 0;
-    return STORE_OK;
+    if (call->key_length == 0)
+        return STORE_OK;
+    call->approximate = engine->backing != NULL;
+    return engine->backing != NULL ? start_walk(engine, call, run_inspect)
+                                   : steps_start(engine, call, count_step);
 }
