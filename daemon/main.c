@@ -41,13 +41,10 @@ struct daemon {
     struct notify notify;
 };
 
-/* The limit on all values: what is on its way, and what the tier keeps. */
 static void apply_limits(struct daemon *daemon, const struct config *config)
 {
-    const struct store_ops *ops = store_find(daemon->config->backend);
-    uint64_t kept = ops->tiered ? config->memory_size : 0;
     config_limits(config, &daemon->limits);
-    value_set_limit(config->max_inflight + kept);
+    value_set_limit(config->max_inflight);
     store_set_max_size(daemon->service.store, config->max_size);
     log_open(config->log_level);
 }
@@ -214,8 +211,7 @@ static enum persist_result persist_once(struct daemon *daemon)
     return last_persist.status == STORE_FAILED ? PERSIST_FAILED : PERSIST_OK;
 }
 
-/* A store of this daemon's alone is the only one that has what is unwritten, so that it is tried
- * again for as long as the end may take. */
+/* Nobody else has what is unwritten, so it is tried again for as long as the end may take. */
 static enum persist_result persist(struct daemon *daemon, int64_t until)
 {
     struct store *store = daemon->service.store;
@@ -224,7 +220,7 @@ static enum persist_result persist(struct daemon *daemon, int64_t until)
         return PERSIST_FAILED;
     }
     enum persist_result result = persist_once(daemon);
-    while (result == PERSIST_FAILED && store->ops->in_directory && clock_now() < until) {
+    while (result == PERSIST_FAILED && clock_now() < until) {
         loop_step(daemon->loop, PERSIST_SLICE_MS);
         result = persist_once(daemon);
     }
@@ -252,12 +248,12 @@ static bool stop(struct daemon *daemon)
     enum persist_result result = PERSIST_OK;
     notify_stop(&daemon->notify);
     stop_workers(daemon);
-    if (daemon->service.store != NULL)
+    if (daemon->service.store != NULL && !daemon->service.store->ops->writes_through)
         result = persist(daemon, until);
-    bool lost = result != PERSIST_OK && daemon->service.store->ops->in_directory;
+    bool lost = result != PERSIST_OK;
     listener_close(&daemon->listener);
     if (result == PERSIST_HANGS)
-        _exit(lost ? EXIT_FAILURE : EXIT_SUCCESS); /* its threads can't be waited for */
+        _exit(EXIT_FAILURE); /* its threads can't be waited for */
     pool_free(daemon->service.router.files);
     store_close(daemon->service.store);
     for (unsigned i = 0; i < daemon->worker_count; i++)

@@ -4,7 +4,6 @@
 #include "../config.h"
 #include "../container_of.h"
 #include "../lock.h"
-#include "tier.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -160,8 +159,8 @@ static int take_directory(const struct config *config, char *why, size_t size)
     return lock_take(path, what, why, size);
 }
 
-static struct store *open_backend(const struct store_ops *ops, const struct config *config,
-                                  char *why, size_t size)
+struct store *store_open(const struct store_ops *ops, const struct config *config, char *why,
+                         size_t size)
 {
     int lock = ops->in_directory ? take_directory(config, why, size) : -1;
     if (ops->in_directory && lock < 0)
@@ -181,18 +180,6 @@ static struct store *open_backend(const struct store_ops *ops, const struct conf
         return NULL;
     }
     return store;
-}
-
-struct store *store_open(const struct store_ops *ops, const struct config *config, char *why,
-                         size_t size)
-{
-    struct store *backend = open_backend(ops, config, why, size);
-    if (backend == NULL || !ops->tiered || config->memory_size == 0)
-        return backend;
-    struct store *tier = tier_open(backend, config, why, size);
-    if (tier == NULL)
-        store_close(backend);
-    return tier;
 }
 
 void store_set_max_size(struct store *store, uint64_t bytes)

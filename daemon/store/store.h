@@ -91,16 +91,6 @@ struct store_call {
     enum error_code error;
     char text[MESSAGE_TEXT_MAX];
 
-    struct { /* the memory tier's, while a slower store has the call or the call waits for it */
-        struct store *tier;
-        void (*done)(struct store_call *call);
-        struct value *value;
-        uint64_t generation, entries;
-        enum store_status status;
-        struct store_call *next;
-        struct loop_task turn;
-    } via;
-
     struct loop *loop; /* who asks: done() runs on its thread */
     void (*done)(struct store_call *call);
 };
@@ -111,8 +101,9 @@ struct store_ops {
     const char *name;  /* as the configuration spells it, "sqlite" */
     const char *title; /* as INSPECT shows it, "Sqlite3" */
 
-    /* It is slower than memory, so the memory tier (tier.h) stands before it. */
-    bool tiered;
+    /* What a call has changed is where it belongs once the call has finished: at the end nothing is
+     * left to be persisted. */
+    bool writes_through;
 
     /* It keeps its data in config->directory: store.c makes it (mode 0700) and locks it. */
     bool in_directory;
@@ -141,10 +132,6 @@ struct store_ops {
     void (*set_max_size)(struct store *store, uint64_t bytes);
 
     store_method *get, *head, *put, *delete, *clear, *inspect, *persist;
-
-    /* Whether the call's key is certainly not there: from memory, never blocking, on any thread.
-     * false says nothing. May be NULL, where others may store behind the backend's back. */
-    bool (*absent)(struct store *store, const struct store_call *call);
 
     /* Writers' thread only; may be NULL. commit false: every call of the batch has failed, with the
      * error and text that commit puts into *failed. */

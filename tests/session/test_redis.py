@@ -156,6 +156,17 @@ class Outages(SessionTest):
         self.served.stop()
         self.server.signal(signal.SIGCONT)
 
+    def test_stop_while_redis_hangs_for_longer_than_the_stop_may_take(self):
+        """Nothing here ends by a time-out of Redis: these are endless."""
+        self.serve(stop_timeout="500ms")
+        self.server.signal(signal.SIGSTOP)
+        self.ours.send("GET before\n")
+        self.assertTrue(self.ours.taken())
+        begin = time.monotonic()
+        self.served.stop()
+        self.assertLess(time.monotonic() - begin, 40)  # it was 60 s, whatever stop-timeout said
+        self.server.signal(signal.SIGCONT)
+
 
 class Starts(SessionTest):
     def test_without_a_server(self):

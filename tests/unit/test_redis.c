@@ -4,12 +4,12 @@
  *
  * Every test has a redis-server of its own on a Unix socket, or a server that plays one.
  */
+#include "store_answer.h"
 #include "suite.h"
 
 #include "../../daemon/clock.h"
 #include "../../daemon/config.h"
-#include "../../daemon/store/redis_conn.h"
-#include "../../daemon/store/redis_server.h"
+#include "../../daemon/store/redis/conn.h"
 #include "../../daemon/store/store.h"
 
 #include <arpa/inet.h>
@@ -35,7 +35,8 @@ enum {
     CLOCKS_MS = 20,       /* how far the server's clock and ours may drift apart in a test */
     RACERS = 16,
     RACE_KEYS = 100,
-    REPLACED = 300
+    REPLACED = 300,
+    MEMORY = 16 << 20
 };
 
 /* The folder of the whole run; set once by main(). */
@@ -392,6 +393,32 @@ static void expect_back(const char *key, const char *bytes)
 {
     until_it_answers();
     expect_get(key, bytes);
+}
+
+/* A GET or HEAD that is answered at once, so from memory. */
+static void expect_copy(const char *key, const char *bytes)
+{
+    struct ask get = new_ask(STORE_GET, key), head = new_ask(STORE_HEAD, key);
+    submit(bench.loop, &get);
+    submit(bench.loop, &head);
+    ck_assert_int_eq(get.finished, 1);
+    ck_assert_int_eq(head.finished, 1);
+    ck_assert_int_eq(head.call.status, STORE_OK);
+    ck_assert_uint_eq(head.call.length, strlen(bytes));
+    ck_assert_int_eq(get.call.status, STORE_OK);
+    struct store_answer answer = store_answer_of(&get.call);
+    ck_assert_uint_eq(answer.length, strlen(bytes));
+    ck_assert(memcmp(answer.bytes, bytes, answer.length) == 0);
+    store_answer_release(&get.call);
+}
+
+static void start_with_memory(void)
+{
+    bench.config.memory_size = MEMORY;
+    start();
+    put("key", "value");
+    expect_get("key", "value");
+    expect_copy("key", "value");
 }
 
 START_TEST(an_entry_is_one_string_under_the_prefix)
@@ -1053,7 +1080,8 @@ END_TEST
 START_TEST(a_server_that_drips_costs_the_timeout)
 {
     struct fake fake = {.greeting = "+OK\r\n",
-                        .text = ":30\r\n$30\r\nLCv1aaaabbbbbbbbcccccccccccccc\r\n:-1\r\n",
+                        .text = "$16\r\nLCv1aaaabbbbbbbb\r\n:30\r\n:-1\r\n"
+                                "$30\r\nLCv1aaaabbbbbbbbcccccccccccccc\r\n",
                         .drips = true};
     bench.config.redis_timeout = 1000;
     fake_start(&fake);
@@ -1068,25 +1096,26 @@ static const struct mad {
     bool closes;
 } mad[] = {
     {"", true},
-    {":1", true},
-    {":21\r\n$21\r\nLCv1", true},
-    {":21\r\n$10", true},
+    {"$1", true},
+    {"$16\r\nLCv1", true},
+    {"$16\r\nLCv1aaaabbbbbbbb\r\n:21\r\n:-1\r\n$10", true},
     {"*2\r\n$1\r\n0\r\n", true},
     {"HTTP/1.1 400 Bad Request\r\n\r\n", false},
     {"\r\n", false},
-    {":1\r\n$-2\r\n", false},
-    {":1\r\n$abc\r\n", false},
+    {"$-2\r\n", false},
+    {"$abc\r\n", false},
     {":12x\r\n", false},
     {"*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n", false},
     {"*2147483647\r\n", false},
     {"*99999999999\r\n", false},
-    {":1\r\n$99999999999999999999\r\n", false},
-    {"$1\r\nx\r\n", false},   /* a length is no string, */
-    {"*0\r\n", false},        /* nor an array, */
-    {"+OK\r\n", false},       /* nor a status, */
-    {"$-1\r\n", false},       /* nor nothing; */
-    {":1\r\n:1\r\n", false},  /* bytes are no number, */
-    {":1\r\n$-1\r\n", false}, /* nor nothing */
+    {"$99999999999999999999\r\n", false},
+    {":1\r\n", false},                 /* bytes are no number, */
+    {"*0\r\n", false},                 /* nor an array, */
+    {"+OK\r\n", false},                /* nor a status, */
+    {"$-1\r\n", false},                /* nor nothing; */
+    {"$1\r\nx\r\n$1\r\nx\r\n", false}, /* a length is no string, */
+    {"$1\r\nx\r\n:-1\r\n", false},     /* nor below 0 */
+    {"$1\r\nx\r\n$-1\r\n", false},     /* nor nothing */
 };
 
 enum { MAD = sizeof(mad) / sizeof(mad[0]) };
@@ -1110,7 +1139,7 @@ START_TEST(more_answers_than_questions_do_no_harm)
                                        "*1\r\n:1\r\n",     "*-1\r\n", "$3\r\nabc\r\n",
                                        "-ERR gone mad\r\n"};
     char text[64];
-    snprintf(text, sizeof(text), ":0\r\n$0\r\n\r\n:-2\r\n%s", more[_i]);
+    snprintf(text, sizeof(text), "$0\r\n\r\n:0\r\n:-2\r\n$0\r\n\r\n%s", more[_i]);
     struct fake fake = {.greeting = "+OK\r\n", .text = text};
     fake_start(&fake);
     for (int i = 0; i < 3; i++) {
@@ -1306,7 +1335,9 @@ START_TEST(an_entry_that_is_replaced_is_whole)
     put("key", "first");
     ck_assert_int_eq(pthread_create(&racer.thread, NULL, replace, &racer), 0);
     for (int i = 0; i < REPLACED; i++) {
-        struct ask get = new_ask(STORE_GET, "key");
+        struct ask get = new_ask(STORE_GET, "key"), head = new_ask(STORE_HEAD, "key");
+        ck_assert_int_eq(run(&head), STORE_OK);
+        ck_assert(head.call.flags == head.call.length || head.call.length == 5);
         if (run(&get) != STORE_OK || get.call.value->length == 5) {
             value_unref(get.call.value);
             continue;
@@ -1717,6 +1748,86 @@ START_TEST(a_connection_is_not_waited_for_longer_than_that)
 }
 END_TEST
 
+START_TEST(what_was_read_is_answered_without_the_server)
+{
+    start_with_memory();
+    ck_assert_int_eq(raw_number("DEL liara/key"), 1);
+    expect_copy("key", "value");
+    kill_server();
+    pass(50);
+    expect_copy("key", "value");
+    expect_failure(new_ask(STORE_GET, "other"), ERROR_UNAVAILABLE);
+    expect_failure(new_ask(STORE_DELETE, "key"), ERROR_UNAVAILABLE);
+    expect_failure(new_ask(STORE_GET, "key"), ERROR_UNAVAILABLE); /* it may be deleted */
+}
+END_TEST
+
+/* Whatever the change of this daemon's is answered, the server is asked again. */
+START_TEST(a_change_ends_what_others_did_behind_its_back)
+{
+    start_with_memory();
+    struct ask over = new_put("key", "newer");
+    over.call.overwrite = true;
+    expect_status(over, STORE_OK);
+    expect_get("key", "newer");
+    expect_copy("key", "newer");
+    char entry[16 + 5];
+    raw_string(entry, sizeof(entry), "GET liara/key");
+    expect_status(new_ask(STORE_DELETE, "key"), STORE_OK);
+    expect_status(new_ask(STORE_GET, "key"), STORE_MISS);
+
+    put("key", "other");
+    expect_get("key", "other");
+    raw_number("SET liara/key %b", entry, sizeof(entry));
+    expect_copy("key", "other");
+    expect_status(new_put("key", "third"), STORE_EXISTS);
+    expect_get("key", "newer");
+}
+END_TEST
+
+/* Until the server has answered, another client may hear from it what comes of the change. */
+START_TEST(beside_a_change_no_copy_answers)
+{
+    start_with_memory();
+    kill(bench.server, SIGSTOP);
+    struct ask change = _i == 0   ? new_put("key", "newer")
+                        : _i == 1 ? new_ask(STORE_DELETE, "key")
+                                  : new_ask(STORE_CLEAR, "ke");
+    struct ask get = new_ask(STORE_GET, "key"), head = new_ask(STORE_HEAD, "key");
+    change.call.overwrite = true;
+    submit(bench.loop, &change);
+    pass(50);
+    submit(bench.loop, &get);
+    submit(bench.loop, &head);
+    ck_assert_int_eq(get.finished, 0);
+    ck_assert_int_eq(head.finished, 0);
+    kill(bench.server, SIGCONT);
+    ck_assert_int_eq(wait_for(bench.loop, &change), STORE_OK);
+    enum store_status status = wait_for(bench.loop, &get);
+    ck_assert(status == STORE_OK || _i > 0);
+    if (status == STORE_OK)
+        value_unref(get.call.value);
+    wait_for(bench.loop, &head);
+    if (_i == 0)
+        expect_get("key", "newer");
+    else
+        expect_status(new_ask(STORE_GET, "key"), STORE_MISS);
+}
+END_TEST
+
+/* An entry that is another with each look: what is told of it is never put together. */
+START_TEST(an_entry_that_changes_all_the_time_is_busy)
+{
+    struct fake fake = {.greeting = "+OK\r\n",
+                        .text = "$16\r\nLCv1aaaabbbbbbbb\r\n:16\r\n:-1\r\n"
+                                "$16\r\nLCv1aaaacccccccc\r\n"};
+    fake_start(&fake);
+    expect_failure(new_ask(STORE_HEAD, "key"), ERROR_BUSY);
+    expect_failure(new_ask(STORE_GET, "key"), ERROR_BUSY);
+    fake_stop(&fake);
+}
+END_TEST
+
 /* A call by the connection alone, without the backend. */
 struct ping {
     struct redis_op op;
@@ -1724,15 +1835,13 @@ struct ping {
     int finished;
 };
 
-static bool ask_ping(struct redis_op *op)
+static void send_ping(struct redis_op *op)
 {
-    const char *words[] = {"PING"};
-    size_t lengths[] = {4};
-    redis_op_command(op, 1, words, lengths);
-    return true;
+    struct redis_word ping = redis_text("PING");
+    redis_op_command(op, &ping, 1);
 }
 
-static void take_ping(struct redis_op *op, redisReply *reply)
+static void take_ping(struct redis_op *op, struct redis_reply *reply)
 {
     ck_assert_int_eq(reply->type, REDIS_REPLY_STATUS);
     redis_op_finish(op, STORE_OK);
@@ -1745,7 +1854,7 @@ static void finish_ping(struct redis_op *op)
 
 static enum store_status ping(struct redis_conn *conn, struct loop *loop)
 {
-    struct ping ping = {.op = {.ask = ask_ping, .take = take_ping, .finish = finish_ping}};
+    struct ping ping = {.op = {.send = send_ping, .take = take_ping, .finish = finish_ping}};
     int64_t end = clock_now() + WAIT_MS;
     ping.op.call = &ping.call;
     if (!redis_conn_start(conn, &ping.op))
@@ -1766,18 +1875,22 @@ START_TEST(the_next_address_is_tried)
     struct loop *loop = loop_new(0);
     char port[8];
     int listener, clients[8];
-    server.port = free_port();
-    snprintf(port, sizeof(port), "%u", (unsigned)server.port);
+    uint16_t number = free_port();
+    snprintf(port, sizeof(port), "%u", (unsigned)number);
     start_server("--port", port, "--bind", "127.0.0.3");
-    for (int i = 0; i < 3; i++)
-        snprintf(server.addresses[i], sizeof(server.addresses[i]), "127.0.0.%d", i + 1);
+    for (int i = 0; i < 3; i++) {
+        struct sockaddr_in *address = (struct sockaddr_in *)&server.addresses[i].storage;
+        *address = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(number)};
+        address->sin_addr.s_addr = htonl(INADDR_LOOPBACK + (uint32_t)i);
+        server.addresses[i].length = sizeof(*address);
+    }
 
     struct redis_conn *conn = redis_conn_new(&server, loop);
     ck_assert_int_eq(ping(conn, loop), STORE_OK);
     redis_conn_free(conn);
     ck_assert_int_eq(logged("Redis at"), 0);
 
-    fill_listener(&listener, clients, "127.0.0.2", server.port);
+    fill_listener(&listener, clients, "127.0.0.2", number);
     server.connect_ms = 100;
     int64_t end = clock_now() + WAIT_MS;
     conn = redis_conn_new(&server, loop);
@@ -1814,8 +1927,17 @@ static void add_entries(Suite *suite)
     tcase_add_test(tcase, values_of_every_size_are_whole);
     tcase_add_test(tcase, damage_is_found_in_every_slice);
     tcase_add_test(tcase, an_entry_that_is_replaced_is_whole);
+    tcase_add_test(tcase, an_entry_that_changes_all_the_time_is_busy);
     tcase_add_test(tcase, persist_says_what_the_server_does);
     tcase_add_test(tcase, of_many_loops_one_stores);
+}
+
+static void add_memory(Suite *suite)
+{
+    TCase *tcase = new_case(suite, "memory");
+    tcase_add_test(tcase, what_was_read_is_answered_without_the_server);
+    tcase_add_test(tcase, a_change_ends_what_others_did_behind_its_back);
+    tcase_add_loop_test(tcase, beside_a_change_no_copy_answers, 0, 3);
 }
 
 static void add_settings(Suite *suite)
@@ -1878,6 +2000,7 @@ int main(void)
     }
     Suite *suite = suite_create("redis");
     add_entries(suite);
+    add_memory(suite);
     add_settings(suite);
     add_refusals(suite);
     add_outages(suite);

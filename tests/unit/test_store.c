@@ -36,7 +36,7 @@ static const struct backend {
     const char *name, *title;
     bool stores, durable;
     bool evicts;     /* is bounded by max-size */
-    uint64_t memory; /* bytes of the memory tier before it */
+    uint64_t memory; /* memory-size */
 } backends[] = {
     {"null", "Null", false, false, false, 0},
     {"memory", "In-Memory", true, false, true, 0},

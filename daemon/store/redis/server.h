@@ -2,14 +2,15 @@
  * What the connections to one Redis server share: where it is, how to log in, and the log's lines
  * about its being away and back.
  */
-#ifndef LIARA_STORE_REDIS_SERVER_H
-#define LIARA_STORE_REDIS_SERVER_H
+#ifndef LIARA_REDIS_SERVER_H
+#define LIARA_REDIS_SERVER_H
 
 #include <netdb.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/socket.h>
 #include <sys/un.h>
 
 struct config;
@@ -23,13 +24,16 @@ enum {
 /* How bad an outage is. */
 enum redis_trouble { REDIS_FINE, REDIS_LOST, REDIS_REFUSED };
 
+struct redis_address {
+    struct sockaddr_storage storage;
+    socklen_t length;
+};
+
 /* Read-only once it is open, but for the last two. */
 struct redis_server {
     char where[REDIS_PATH_MAX + NI_MAXHOST]; /* for messages */
-    char path[REDIS_PATH_MAX];               /* "": by address */
-    char addresses[REDIS_ADDRESSES_MAX][NI_MAXHOST];
+    struct redis_address addresses[REDIS_ADDRESSES_MAX];
     unsigned address_count;
-    uint16_t port;
     uint32_t database;
     char password[REDIS_PASSWORD_MAX]; /* "": none */
     int64_t answer_ms;                 /* how long the oldest command may take */

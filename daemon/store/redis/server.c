@@ -1,7 +1,7 @@
-#include "redis_server.h"
+#include "server.h"
 
-#include "../config.h"
-#include "../log.h"
+#include "../../config.h"
+#include "../../log.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -30,16 +30,20 @@ static bool read_password(struct redis_server *server, const char *path, char *w
     return !failed && length > 0 && length < REDIS_PASSWORD_MAX - 1;
 }
 
-static bool resolve(struct redis_server *server, const char *host, char *why, size_t size)
+/* The addresses of a name. */
+static bool resolve(struct redis_server *server, const char *host, uint32_t port, char *why,
+                    size_t size)
 {
     struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM}, *found = NULL;
-    int error = getaddrinfo(host, NULL, &hints, &found);
-    for (const struct addrinfo *info = found;
-         error == 0 && info != NULL && server->address_count < REDIS_ADDRESSES_MAX;
-         info = info->ai_next) {
-        if (getnameinfo(info->ai_addr, info->ai_addrlen, server->addresses[server->address_count],
-                        NI_MAXHOST, NULL, 0, NI_NUMERICHOST) == 0)
-            server->address_count++;
+    char service[8];
+    snprintf(service, sizeof(service), "%u", (unsigned)port);
+    snprintf(server->where, sizeof(server->where), "%s:%u", host, (unsigned)port);
+    int error = getaddrinfo(host, service, &hints, &found);
+    for (const struct addrinfo *info = error == 0 ? found : NULL;
+         info != NULL && server->address_count < REDIS_ADDRESSES_MAX; info = info->ai_next) {
+        struct redis_address *address = &server->addresses[server->address_count++];
+        memcpy(&address->storage, info->ai_addr, info->ai_addrlen);
+        address->length = info->ai_addrlen;
     }
     if (error == 0)
         freeaddrinfo(found);
@@ -51,23 +55,18 @@ static bool resolve(struct redis_server *server, const char *host, char *why, si
 
 static bool find_socket(struct redis_server *server, const char *path, char *why, size_t size)
 {
-    if (strlen(path) >= sizeof(server->path)) {
+    struct sockaddr_un *address = (struct sockaddr_un *)&server->addresses[0].storage;
+    if (strlen(path) >= sizeof(address->sun_path)) {
         snprintf(why, size, "redis-socket %s: the path of a socket has at most %zu bytes", path,
-                 sizeof(server->path) - 1);
+                 sizeof(address->sun_path) - 1);
         return false;
     }
-    strcpy(server->path, path);
+    address->sun_family = AF_UNIX;
+    strcpy(address->sun_path, path);
     strcpy(server->where, path);
+    server->addresses[0].length = sizeof(*address);
     server->address_count = 1;
     return true;
-}
-
-static bool find_host(struct redis_server *server, const char *host, uint32_t port, char *why,
-                      size_t size)
-{
-    server->port = (uint16_t)port;
-    snprintf(server->where, sizeof(server->where), "%s:%u", host, (unsigned)port);
-    return resolve(server, host, why, size);
 }
 
 bool redis_server_open(struct redis_server *server, const struct config *config, char *why,
@@ -79,7 +78,7 @@ bool redis_server_open(struct redis_server *server, const struct config *config,
     server->answer_ms = config->redis_timeout;
     server->connect_ms = config->redis_connect_timeout;
     return (by_path ? find_socket(server, path, why, size)
-                    : find_host(server, config->redis_host, config->redis_port, why, size)) &&
+                    : resolve(server, config->redis_host, config->redis_port, why, size)) &&
            (password == NULL || password[0] == '\0' || read_password(server, password, why, size));
 }
 
