@@ -3,6 +3,7 @@
 #include "../../clock.h"
 #include "../../container_of.h"
 #include "../../log.h"
+#include "greeting.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -23,17 +24,10 @@ enum {
     RATE = 65536, /* bytes in a millisecond */
     RETRY_FIRST_MS = 50,
     RETRY_LAST_MS = 1000,
-    WHY_MAX = 128,
     READ_SIZE = 65536,
-    READS = 4,            /* in a row, until others get a turn */
-    REPLY_MAX = 64 << 20, /* bytes of one answer; more is no Redis */
-    COPY_MAX = 4096,      /* bytes of a value that are copied instead of referred to */
-    TEXT_SIZE = 2048
+    READS = 4,           /* in a row, until others get a turn */
+    REPLY_MAX = 64 << 20 /* bytes of one answer; more is no Redis */
 };
-
-/* Redis's proto-max-bulk-len if it does not say itself, and the least that it can be. */
-#define BULK_MAX   (512ULL << 20)
-#define BULK_LEAST (1ULL << 20)
 
 enum conn_state {
     CONN_DOWN, /* waits for the next attempt; calls fail at once */
@@ -53,20 +47,18 @@ struct redis_conn {
     size_t unparsed;         /* bytes since the last whole answer */
     struct loop_timer alarm; /* the only one */
     bool alarm_set;
-    bool broken;      /* to be closed by the event that is being handled, or the next */
-    bool away;        /* see redis_server_lost() */
-    bool refused;     /* in this attempt, by an answer of the server */
-    unsigned address; /* index of the one in use */
-    unsigned tried;   /* addresses in this attempt */
-    int64_t attempt;  /* when it began, whichever address */
-    int64_t began;    /* when the state did */
-    int64_t delay;    /* before the next attempt */
-    uint64_t bulk_max;
-    uint64_t sent;        /* bytes, over all connections */
-    char why[WHY_MAX];    /* the server is not to be had */
+    bool broken;             /* to be closed by the event that is being handled, or the next */
+    bool away;               /* see redis_server_lost() */
+    unsigned address;        /* index of the one in use */
+    unsigned tried;          /* addresses in this attempt */
+    int64_t attempt;         /* when it began, whichever address */
+    int64_t began;           /* when the state did */
+    int64_t delay;           /* before the next attempt */
+    uint64_t sent;           /* bytes, over all connections */
+    char why[REDIS_WHY_MAX]; /* the server is not to be had */
+    struct redis_greeting greeting;
     struct redis_op *ops; /* oldest first; if ready, all have been put out */
     struct redis_op **last;
-    struct redis_op greeting;
 };
 
 static void conn_connect(struct redis_conn *conn);
@@ -129,7 +121,7 @@ static void conn_retry(struct redis_conn *conn)
     int64_t delay = conn->delay;
     conn->delay = delay == 0 ? RETRY_FIRST_MS : MIN(delay * 2, RETRY_LAST_MS);
     conn->tried = 0;
-    conn->refused = false;
+    conn->greeting.refused = false;
     conn_enter(conn, CONN_DOWN);
     if (delay == 0)
         conn_connect(conn);
@@ -161,8 +153,8 @@ static void conn_lost(struct redis_conn *conn)
     /* A server may close an idle connection; only if it is not to be had again is that an outage.
      */
     if (state != CONN_READY || conn->ops != NULL || conn->delay != 0)
-        redis_server_lost(conn->server, &conn->away, conn->refused ? REDIS_REFUSED : REDIS_LOST,
-                          conn->why);
+        redis_server_lost(conn->server, &conn->away,
+                          conn->greeting.refused ? REDIS_REFUSED : REDIS_LOST, conn->why);
     conn_retry(conn);
     conn_fail_ops(conn);
 }
@@ -247,86 +239,13 @@ static void conn_put_out(struct redis_conn *conn, struct redis_op *op)
         conn_set_alarm(conn, conn->server->answer_ms);
 }
 
-static bool is_ok(const struct redis_reply *reply)
+static void take_greeting(struct redis_conn *conn, const struct redis_reply *reply)
 {
-    return reply->type == REDIS_REPLY_STATUS && strcmp(reply->text, "OK") == 0;
-}
-
-/* words are the server's, or NULL. */
-static void greet_refused(struct redis_conn *conn, const char *what, const char *words)
-{
-    char text[WHY_MAX];
-    conn->refused = true;
-    if (words == NULL)
-        words = "a strange answer";
-    conn_break(conn, "%s (%s)", what, redis_printable(text, sizeof(text), words, strlen(words)));
-}
-
-/* Of an error only the first word is told: what follows may be the password. */
-static void take_auth(struct redis_conn *conn, const struct redis_reply *reply)
-{
-    char code[16] = "";
-    if (is_ok(reply))
-        return;
-    bool error = reply->type == REDIS_REPLY_ERROR;
-    bool needless = error && (strstr(reply->text, "without any password configured") != NULL ||
-                              strstr(reply->text, "no password is set") != NULL);
-    if (error)
-        snprintf(code, sizeof(code), "%.*s", (int)strcspn(reply->text, " "), reply->text);
-    greet_refused(conn,
-                  needless ? "it has no password: unset redis-password-file"
-                           : "it refuses the password of redis-password-file",
-                  error ? code : NULL);
-}
-
-static void take_select(struct redis_conn *conn, const struct redis_reply *reply)
-{
-    if (is_ok(reply))
-        return;
-    greet_refused(conn,
-                  redis_reply_failed(reply, "NOAUTH")
-                      ? "it wants a password: set redis-password-file"
-                      : "it refuses redis-database",
-                  reply->type == REDIS_REPLY_ERROR ? reply->text : NULL);
-}
-
-/* CONFIG may be forbidden. */
-static void take_bulk_max(struct redis_conn *conn, const struct redis_reply *reply)
-{
-    conn->bulk_max = BULK_MAX;
-    if (reply->type != REDIS_REPLY_ARRAY || reply->length != 2 ||
-        reply->elements[1]->type != REDIS_REPLY_STRING)
-        return;
-    unsigned long long told = strtoull(reply->elements[1]->text, NULL, 10);
-    if (told >= BULK_LEAST)
-        conn->bulk_max = told;
-}
-
-static void send_greeting(struct redis_op *op)
-{
-    const struct redis_server *server = op->conn->server;
-    char number[16];
-    snprintf(number, sizeof(number), "%u", (unsigned)server->database);
-    struct redis_word auth[] = {redis_text("AUTH"), redis_text(server->password)};
-    struct redis_word database[] = {redis_text("SELECT"), redis_text(number)};
-    struct redis_word bulk_max[] = {redis_text("CONFIG"), redis_text("GET"),
-                                    redis_text("proto-max-bulk-len")};
-    if (server->password[0] != '\0')
-        redis_op_command(op, auth, 2);
-    redis_op_command(op, database, 2);
-    redis_op_command(op, bulk_max, 3);
-}
-
-static void take_greeting(struct redis_op *op, struct redis_reply *reply)
-{
-    struct redis_conn *conn = op->conn;
-    if (op->awaited == 2)
-        take_auth(conn, reply);
-    else if (op->awaited == 1)
-        take_select(conn, reply);
-    else
-        take_bulk_max(conn, reply);
-    if (op->awaited > 0 || conn->broken)
+    struct redis_greeting *greeting = &conn->greeting;
+    redis_greeting_take(greeting, reply);
+    if (greeting->refused)
+        conn_break(conn, "%s", greeting->why);
+    if (greeting->refused || greeting->awaited > 0)
         return;
     conn_enter(conn, CONN_READY);
     redis_server_back(conn->server, &conn->away);
@@ -342,12 +261,12 @@ static void conn_greet(struct redis_conn *conn)
         conn_break(conn, "%s", strerror(error != 0 ? error : errno));
         return;
     }
-    if (event_add(conn->readable, NULL) != 0)
+    if (event_add(conn->readable, NULL) != 0 ||
+        !redis_greeting_begin(&conn->greeting, conn->server, conn->out))
         conn_break(conn, "out of memory");
     conn_enter(conn, CONN_GREETING);
     conn_set_alarm(
         conn, MIN(conn->attempt + conn->server->connect_ms - conn->began, conn->server->answer_ms));
-    conn_put_out(conn, &conn->greeting);
 }
 
 static void conn_send(struct redis_conn *conn)
@@ -381,17 +300,17 @@ static void on_writable(evutil_socket_t fd, short what, void *arg)
 
 static void take_reply(struct redis_conn *conn, struct redis_reply *reply)
 {
-    bool greeting = conn->state == CONN_GREETING;
-    struct redis_op *op = greeting ? &conn->greeting : conn->ops;
+    struct redis_op *op = conn->ops;
     conn->unparsed = 0;
-    if (op == NULL || op->awaited == 0) {
+    if (conn->state == CONN_GREETING) {
+        take_greeting(conn, reply);
+    } else if (op == NULL || op->awaited == 0) {
         conn_break(conn, "an answer to nothing that was asked");
-        return;
-    }
-    if (!greeting)
+    } else {
         conn->delay = 0;
-    op->awaited--;
-    op->take(op, reply);
+        op->awaited--;
+        op->take(op, reply);
+    }
 }
 
 static void parse(struct redis_conn *conn)
@@ -538,94 +457,16 @@ void redis_op_break(struct redis_op *op, const char *why)
     conn_break(op->conn, "%s", why);
 }
 
-/* What is put out, gathered so that it takes few steps. */
-struct text {
-    struct redis_conn *conn;
-    size_t used;
-    char bytes[TEXT_SIZE];
-};
-
-static void put_bytes(struct redis_conn *conn, const void *bytes, size_t length)
-{
-    if (evbuffer_add(conn->out, bytes, length) != 0)
-        conn_break(conn, "out of memory");
-}
-
-static void text_flush(struct text *text)
-{
-    put_bytes(text->conn, text->bytes, text->used);
-    text->used = 0;
-}
-
-static void text_add(struct text *text, const void *bytes, size_t length)
-{
-    if (text->used + length > sizeof(text->bytes))
-        text_flush(text);
-    if (length > sizeof(text->bytes)) {
-        put_bytes(text->conn, bytes, length);
-        return;
-    }
-    memcpy(text->bytes + text->used, bytes, length);
-    text->used += length;
-}
-
-/* "*3" or "$17", and the end of the line. */
-static void text_add_number(struct text *text, char kind, uint64_t number)
-{
-    char line[24], *at = line + sizeof(line);
-    *--at = '\n';
-    *--at = '\r';
-    do
-        *--at = (char)('0' + number % 10);
-    while ((number /= 10) > 0);
-    *--at = kind;
-    text_add(text, at, (size_t)(line + sizeof(line) - at));
-}
-
-static void release_value(const void *bytes, size_t length, void *value)
-{
-    (void)bytes;
-    (void)length;
-    value_unref(value);
-}
-
-/* A large value is sent from where it is. */
-static void text_add_value(struct text *text, struct value *value)
-{
-    if (value->length <= COPY_MAX) {
-        text_add(text, value_bytes(value), value->length);
-        value_unref(value);
-        return;
-    }
-    text_flush(text);
-    if (evbuffer_add_reference(text->conn->out, value_bytes(value), value->length, release_value,
-                               value) != 0) {
-        value_unref(value);
-        conn_break(text->conn, "out of memory");
-    }
-}
-
 void redis_op_command(struct redis_op *op, const struct redis_word *words, unsigned count)
 {
-    struct text text;
-    text.conn = op->conn;
-    text.used = 0;
     op->awaited++;
-    text_add_number(&text, '*', count);
-    for (unsigned i = 0; i < count; i++) {
-        struct value *value = words[i].value;
-        text_add_number(&text, '$', words[i].length + (value != NULL ? value->length : 0));
-        text_add(&text, words[i].bytes, words[i].length);
-        if (value != NULL)
-            text_add_value(&text, value);
-        text_add(&text, "\r\n", 2);
-    }
-    text_flush(&text);
+    if (!redis_command_add(op->conn->out, words, count))
+        conn_break(op->conn, "out of memory");
 }
 
 uint64_t redis_conn_bulk_max(const struct redis_conn *conn)
 {
-    return conn->bulk_max;
+    return conn->greeting.bulk_max;
 }
 
 struct redis_conn *redis_conn_new(struct redis_server *server, struct loop *loop)
@@ -637,8 +478,7 @@ struct redis_conn *redis_conn_new(struct redis_server *server, struct loop *loop
     conn->loop = loop;
     conn->fd = -1;
     conn->last = &conn->ops;
-    conn->bulk_max = BULK_MAX;
-    conn->greeting = (struct redis_op){.conn = conn, .send = send_greeting, .take = take_greeting};
+    conn->greeting.bulk_max = UINT64_MAX;
     conn_retry(conn);
     return conn;
 }

@@ -17,6 +17,7 @@
 #define LIARA_REDIS_CONN_H
 
 #include "../store.h"
+#include "command.h"
 #include "reply.h"
 #include "server.h"
 
@@ -44,13 +45,6 @@ struct redis_op {
     uint64_t sent;
 };
 
-/* A word of a command: bytes, then those of the value, if there is one. */
-struct redis_word {
-    const void *bytes;
-    size_t length;
-    struct value *value; /* a reference, which is taken over */
-};
-
 /*
  * A connection on that loop, which is tried for ever. NULL: no memory. The server outlives it.
  * SIGPIPE must be ignored.
@@ -60,7 +54,7 @@ struct redis_conn *redis_conn_new(struct redis_server *server, struct loop *loop
 /* Fails what is on its way, closes, frees. NULL is fine. Not from inside send() or take(). */
 void redis_conn_free(struct redis_conn *conn);
 
-/* Bytes that the server takes as one value; the usual bound until it has told its own. */
+/* Bytes that the server takes as one value; UINT64_MAX until it has told. */
 uint64_t redis_conn_bulk_max(const struct redis_conn *conn);
 
 /*
@@ -83,11 +77,5 @@ void redis_op_break(struct redis_op *op, const char *why);
 
 /* Puts out a command. From inside send(). */
 void redis_op_command(struct redis_op *op, const struct redis_word *words, unsigned count);
-
-/* A word that is text. */
-static inline struct redis_word redis_text(const char *text)
-{
-    return (struct redis_word){.bytes = text, .length = __builtin_strlen(text)};
-}
 
 #endif
