@@ -129,7 +129,7 @@ static bool open_store(struct daemon *daemon)
     service->limits = &daemon->limits;
     service->router.limits = &daemon->limits;
     service->router.started = clock_now();
-    service->router.files = pool_new("files", FILE_THREADS, NULL);
+    service->router.files = pool_new("files", FILE_THREADS);
     service->router.cache = cache_new(service->store, &daemon->limits, config->workers);
     return service->router.files != NULL && service->router.cache != NULL;
 }

@@ -7,13 +7,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-enum { WORD_MAX = 40, HOLD_SECONDS = 300 };
+enum { WORD_MAX = 40 };
 
 /* What one key asks for. */
 struct orders {
-    char hold[WORD_MAX], release[WORD_MAX], on[WORD_MAX], error[WORD_MAX], commit[WORD_MAX];
+    char hold[WORD_MAX], release[WORD_MAX], on[WORD_MAX], error[WORD_MAX];
     int delay;
     bool lose, rot;
 };
@@ -24,9 +23,6 @@ struct fault_store {
     struct value *values;                  /* under lock: the entries, newest first */
     struct waiting *waiting;               /* under lock: calls that are delayed or held */
     struct orders next[STORE_PERSIST + 1]; /* under lock: for requests without a key */
-    char released[WORD_MAX];               /* under lock: fault-blocking, the last of them */
-    pthread_cond_t release;
-    char commit[WORD_MAX]; /* the writer's thread alone */
 };
 
 /* A call that is not finished yet. */
@@ -57,7 +53,7 @@ static void set_word(struct orders *orders, const char *name, const char *argume
         char *to;
     } words[] = {
         {"hold", orders->hold},   {"release", orders->release}, {"on", orders->on},
-        {"error", orders->error}, {"commit", orders->commit},
+        {"error", orders->error},
     };
     for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
         if (strcmp(words[i].name, name) == 0)
@@ -328,53 +324,6 @@ static enum store_status fault_on_loop(struct store *base, struct store_call *ca
     return perform(store, call, &orders);
 }
 
-static void wait_on_thread(struct fault_store *store, const struct orders *orders)
-{
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += HOLD_SECONDS;
-    pthread_mutex_lock(&store->lock);
-    while (orders->hold[0] != '\0' && strcmp(store->released, orders->hold) != 0) {
-        if (pthread_cond_timedwait(&store->release, &store->lock, &until) != 0)
-            break;
-    }
-    pthread_mutex_unlock(&store->lock);
-    struct timespec delay = {orders->delay / 1000, orders->delay % 1000 * 1000000L};
-    nanosleep(&delay, NULL);
-}
-
-static enum store_status fault_on_thread(struct store *base, struct store_call *call)
-{
-    struct fault_store *store = self(base);
-    struct orders orders = orders_for(store, call);
-    if (orders.release[0] != '\0') {
-        pthread_mutex_lock(&store->lock);
-        snprintf(store->released, WORD_MAX, "%s", orders.release);
-        pthread_cond_broadcast(&store->release);
-        pthread_mutex_unlock(&store->lock);
-    }
-    wait_on_thread(store, &orders);
-    if (orders.commit[0] != '\0') {
-        snprintf(store->commit, WORD_MAX, "%s", orders.commit);
-        orders.lose = true;
-    }
-    return perform(store, call, &orders);
-}
-
-static void fault_begin(struct store *base)
-{
-    self(base)->commit[0] = '\0';
-}
-
-static bool fault_commit(struct store *base, struct store_call *failed)
-{
-    struct fault_store *store = self(base);
-    if (store->commit[0] == '\0')
-        return true;
-    store_fail(failed, code_of(store->commit), "a fault of the commit was asked for");
-    return false;
-}
-
 static struct store *fault_open(const struct config *config, char *why, size_t size)
 {
     (void)config;
@@ -384,7 +333,6 @@ static struct store *fault_open(const struct config *config, char *why, size_t s
         return NULL;
     }
     pthread_mutex_init(&store->lock, NULL);
-    pthread_cond_init(&store->release, NULL);
     return &store->store;
 }
 
@@ -393,7 +341,6 @@ static void fault_close(struct store *base)
     struct fault_store *store = self(base);
     while (store->values != NULL)
         take_out(&store->values);
-    pthread_cond_destroy(&store->release);
     pthread_mutex_destroy(&store->lock);
     free(store);
 }
@@ -412,31 +359,13 @@ const struct store_ops store_fault = {
     .persist = fault_on_loop,
 };
 
-const struct store_ops store_fault_blocking = {
-    .name = "fault-blocking",
-    .title = "Fault-Blocking",
-    .readers = 4,
-    .writers = 1,
-    .open = fault_open,
-    .close = fault_close,
-    .get = fault_on_thread,
-    .head = fault_on_thread,
-    .put = fault_on_thread,
-    .delete = fault_on_thread,
-    .clear = fault_on_thread,
-    .inspect = fault_on_thread,
-    .persist = fault_on_thread,
-    .begin = fault_begin,
-    .commit = fault_commit,
-};
-
 /* The linker sends the daemon's store_find() here (--wrap=store_find). */
 const struct store_ops *__wrap_store_find(const char *name);
 const struct store_ops *__real_store_find(const char *name);
 
 const struct store_ops *__wrap_store_find(const char *name)
 {
-    const struct store_ops *const faults[] = {&store_fault, &store_fault_blocking};
+    const struct store_ops *const faults[] = {&store_fault};
     for (size_t i = 0; i < 2; i++) {
         if (strcmp(faults[i]->name, name) == 0)
             return faults[i];

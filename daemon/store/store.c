@@ -16,8 +16,6 @@
 #include <unistd.h>
 #include <xxhash.h>
 
-enum { STORE_BATCH = 1024 };
-
 static const struct store_ops *const backends[] = {
     &store_memory, &store_filesystem, &store_sqlite, &store_redis, &store_null,
 };
@@ -58,69 +56,6 @@ static enum store_status run_method(struct store *store, struct store_call *call
         break;
     }
     return ops->persist(store, call);
-}
-
-static void run_call(struct pool_task *task)
-{
-    struct store_call *call = container_of(task, struct store_call, task);
-    call->status = run_method(call->store, call);
-    task->again = call->status == STORE_PENDING;
-}
-
-static void finish_call(struct pool_task *task)
-{
-    struct store_call *call = container_of(task, struct store_call, task);
-    call->done(call);
-}
-
-static void begin_batch(void *arg)
-{
-    struct store *store = arg;
-    store->ops->begin(store);
-}
-
-/* What a batch had promised is void where its commit failed; what had failed by itself stays so. */
-static void fail_batch(struct pool_task *batch, const struct store_call *failed)
-{
-    for (struct pool_task *task = batch; task != NULL; task = task->next) {
-        struct store_call *call = container_of(task, struct store_call, task);
-        if (call->status == STORE_FAILED || task->again)
-            continue;
-        call->status = STORE_FAILED;
-        call->error = failed->error;
-        memcpy(call->text, failed->text, sizeof(call->text));
-    }
-}
-
-static void end_batch(void *arg, struct pool_task *batch)
-{
-    struct store *store = arg;
-    struct store_call failed = {.error = ERROR_INTERNAL};
-    if (!store->ops->commit(store, &failed))
-        fail_batch(batch, &failed);
-}
-
-static int upkeep(void *arg)
-{
-    struct store *store = arg;
-    return store->ops->upkeep(store);
-}
-
-static bool start_pools(struct store *store, const struct store_ops *ops)
-{
-    bool batches = ops->commit != NULL;
-    struct pool_hooks hooks = {
-        .arg = store,
-        .begin = batches ? begin_batch : NULL,
-        .end = batches ? end_batch : NULL,
-        .batch = batches ? STORE_BATCH : 0,
-        .idle = ops->upkeep != NULL ? upkeep : NULL,
-    };
-    if (ops->readers == 0)
-        return true;
-    store->readers = pool_new("reader", ops->readers, NULL);
-    store->writers = pool_new("writer", ops->writers, &hooks);
-    return store->readers != NULL && store->writers != NULL;
 }
 
 /* As mkdir -p; the folders that it makes are the owner's alone. */
@@ -194,8 +129,6 @@ void store_close(struct store *store)
     if (store == NULL)
         return;
     int lock = store->lock;
-    pool_free(store->readers);
-    pool_free(store->writers);
     store->ops->close(store);
     if (lock >= 0)
         close(lock);
@@ -212,44 +145,21 @@ void store_detach(struct store *store, struct loop *loop)
         store->ops->detach(store, loop);
 }
 
-static struct pool *pool_of(const struct store *store, enum store_op op)
-{
-    bool reads = op == STORE_GET || op == STORE_HEAD || op == STORE_INSPECT;
-    return reads ? store->readers : store->writers;
-}
-
-uint64_t store_key_hash(const struct store *store, const uint8_t *key, size_t length)
-{
-    return store->hash_key != NULL ? hash_of(store->hash_key, key, length)
-                                   : store_hash(key, length);
-}
-
 enum store_status store_submit(struct store *store, struct store_call *call)
 {
-    struct pool *pool = pool_of(store, call->op);
-    call->store = store;
     call->hash = store_key_hash(store, call->key, call->key_length);
-    call->fd = -1;
     call->copied = false;
     call->pinned.bytes = NULL;
-    call->progress = NULL;
     call->unwritten = call->lost = 0;
     if (call->op != STORE_PUT)
         call->value = NULL;
     if (call->op != STORE_GET)
         call->room_size = 0;
     call->status = STORE_PENDING;
-    if (pool == NULL) {
-        enum store_status status = run_method(store, call);
-        if (status != STORE_PENDING) /* else the call may already be another thread's */
-            call->status = status;
-        return status;
-    }
-    call->task.loop = call->loop;
-    call->task.run = run_call;
-    call->task.finished = finish_call;
-    pool_submit(pool, &call->task);
-    return STORE_PENDING;
+    enum store_status status = run_method(store, call);
+    if (status != STORE_PENDING) /* else the call may already be another thread's */
+        call->status = status;
+    return status;
 }
 
 enum store_status store_fail(struct store_call *call, enum error_code error, const char *format,

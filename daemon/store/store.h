@@ -1,6 +1,5 @@
 /*
- * What a backend is: a table of methods over whole values, by key. store.c holds the list of all of
- * them and the one adapter that lifts those that block onto threads.
+ * What a backend is: a table of methods over whole values, by key. store.c holds the list of them.
  *
  * A backend keeps these promises, and the contract suite (tests/unit/test_store.c) holds it to
  * them:
@@ -20,7 +19,6 @@
 #include "../../proto/message.h"
 #include "../loop.h"
 #include "../pinned.h"
-#include "../pool.h"
 #include "../value.h"
 #include "hash.h"
 
@@ -108,16 +106,6 @@ struct store_ops {
     /* It keeps its data in config->directory: store.c makes it (mode 0700) and locks it. */
     bool in_directory;
 
-    /*
-     * Threads, for a backend whose methods block; both 0 where they never do. GET, HEAD and INSPECT
-     * run on the readers, all else on the writers; call->task.thread numbers them, each from 0.
-     * With one writer, begin and commit stand around each batch of calls, none of which is answered
-     * before commit has returned. There clear may return STORE_PENDING for what it has done so far,
-     * which commit failing does not undo: it is called again, after the calls that wait by then.
-     */
-    unsigned readers;
-    unsigned writers;
-
     /* NULL, and why in one line: what was wrong, with which object, what would be right. */
     struct store *(*open)(const struct config *config, char *why, size_t size);
     /* After the last call has finished. */
@@ -132,21 +120,11 @@ struct store_ops {
     void (*set_max_size)(struct store *store, uint64_t bytes);
 
     store_method *get, *head, *put, *delete, *clear, *inspect, *persist;
-
-    /* Writers' thread only; may be NULL. commit false: every call of the batch has failed, with the
-     * error and text that commit puts into *failed. */
-    void (*begin)(struct store *store);
-    bool (*commit)(struct store *store, struct store_call *failed);
-
-    /* Writers' thread only, when nothing waits: a step of upkeep (evict, give space back) of a few
-     * milliseconds. As pool_hooks.idle. May be NULL. */
-    int (*upkeep)(struct store *store);
 };
 
 /* What every backend's own struct begins with; filled by store_open(). */
 struct store {
     const struct store_ops *ops;
-    struct pool *readers, *writers;
     int lock;                        /* of the directory, or -1 */
     const struct hash_key *hash_key; /* the store's own; NULL: store_hash() */
     _Atomic uint64_t max_size;       /* bytes; may change while running */

@@ -258,19 +258,6 @@ class Ends(SessionTest):
         self.assertIn("pending", daemon.log())
         self.assertTrue(client.closed())
 
-    def test_a_commit_that_fails(self):
-        daemon = self.daemon("fault-blocking", program=FAULTY)
-        slow, one, two = self.clients(daemon, 3)
-        slow.send("PUT !delay=200/slow 1\nx\n")
-        self.assertTrue(slow.taken())
-        one.send("PUT one 1\nx\n")
-        self.assertTrue(one.taken())
-        two.send("PUT !commit=no-space/two 1\nx\n")
-        self.assertRegex(two.line(), "ERROR no-space")
-        self.assertRegex(one.line(), "ERROR no-space|STORED")
-        self.assertRegex(slow.line(), "STORED|ERROR no-space")  # it may have waited with the others
-        self.assertEqual(two.put("three", "x"), "STORED")
-
 
 def without_leak_check():
     """For a store that never gives back what it holds: that is what the test asks of it."""
@@ -278,7 +265,7 @@ def without_leak_check():
     return {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
 
 
-for name in ("fault", "fault-blocking"):
+for name in ("fault",):
     class_name = f"Faults_{name}".replace("-", "_")
     globals()[class_name] = type(class_name, (Faults, SessionTest), {"backend": name})
 

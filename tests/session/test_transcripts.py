@@ -12,7 +12,7 @@ from transcript import Block, Player, Step, blocks_of
 FILES = [ROOT / "proto" / "PROTOCOL.md",
          *sorted((ROOT / "tests" / "session").glob("*.session"))]
 AT_ONCE = 8  # plays of one transcript beside each other
-FAULTS = ("fault", "fault-blocking")
+FAULTS = ("fault",)
 LOCAL = {"memory", "sqlite", "filesystem"}
 
 

@@ -51,8 +51,6 @@ struct job {
     char name;
     atomic_int *gate; /* run() waits until it is not 0 */
     atomic_int started;
-    int more; /* times that run() says "again" */
-    unsigned thread;
     int finished;
     int *all; /* how many have finished on this loop */
     pthread_t ran_on, finished_on;
@@ -61,14 +59,12 @@ struct job {
 static void run_job(struct pool_task *task)
 {
     struct job *job = container_of(task, struct job, task);
-    job->thread = task->thread;
     job->ran_on = pthread_self();
     atomic_store(&job->started, 1);
     for (int i = 0; job->gate != NULL && atomic_load(job->gate) == 0 && i < WAIT_MS; i++)
         usleep(1000);
     if (job->record != NULL)
         record(job->record, job->name);
-    task->again = job->more-- > 0;
 }
 
 static void job_finished(struct pool_task *task)
@@ -108,36 +104,32 @@ START_TEST(a_task_runs_elsewhere_and_finishes_here)
     int all = 0;
     struct job job = {.name = 'a'};
     struct loop *loop = loop_new(0);
-    struct pool *pool = pool_new("test", 3, NULL);
+    struct pool *pool = pool_new("test", 3);
     ck_assert_ptr_nonnull(pool);
     start_job(pool, loop, &job, &all);
     step_until(loop, &all, 1);
     ck_assert_int_eq(job.finished, 1);
     ck_assert(!pthread_equal(job.ran_on, pthread_self()));
     ck_assert(pthread_equal(job.finished_on, pthread_self()));
-    ck_assert_uint_lt(job.thread, 3);
     pool_free(pool);
     pool_free(NULL);
     loop_free(loop);
 }
 END_TEST
 
-START_TEST(threads_have_numbers_of_their_own)
+START_TEST(as_many_run_at_once_as_there_are_threads)
 {
     int all = 0;
     atomic_int gate = 0;
     struct job jobs[3] = {{.gate = &gate}, {.gate = &gate}, {.gate = &gate}};
     struct loop *loop = loop_new(0);
-    struct pool *pool = pool_new("test", 3, NULL);
+    struct pool *pool = pool_new("test", 3);
     for (int i = 0; i < 3; i++)
         start_job(pool, loop, &jobs[i], &all);
     for (int i = 0; i < 3; i++)
         wait_for(&jobs[i].started);
     atomic_store(&gate, 1);
     step_until(loop, &all, 3);
-    ck_assert_uint_eq(jobs[0].thread + jobs[1].thread + jobs[2].thread, 0 + 1 + 2);
-    ck_assert_uint_ne(jobs[0].thread, jobs[1].thread);
-    ck_assert_uint_ne(jobs[1].thread, jobs[2].thread);
     pool_free(pool);
     loop_free(loop);
 }
@@ -149,7 +141,7 @@ START_TEST(one_thread_keeps_the_order)
     struct record log = {.lock = PTHREAD_MUTEX_INITIALIZER};
     struct job jobs[26];
     struct loop *loop = loop_new(0);
-    struct pool *pool = pool_new("test", 1, NULL);
+    struct pool *pool = pool_new("test", 1);
     for (int i = 0; i < 26; i++) {
         jobs[i] = (struct job){.record = &log, .name = (char)('a' + i)};
         start_job(pool, loop, &jobs[i], &all);
@@ -161,174 +153,6 @@ START_TEST(one_thread_keeps_the_order)
 }
 END_TEST
 
-static void begin(void *arg)
-{
-    record(arg, '(');
-}
-
-static void end(void *arg, struct pool_task *batch)
-{
-    int tasks = 0;
-    for (; batch != NULL; batch = batch->next) {
-        tasks++;
-        /* None is finished before end() has returned. */
-        struct job *job = container_of(batch, struct job, task);
-        ck_assert_int_eq(job->finished, 0);
-    }
-    record(arg, (char)('0' + tasks));
-    record(arg, ')');
-}
-
-/* While the first task holds the thread the others gather; then they are one batch, of at most 3.
- */
-START_TEST(what_waits_together_is_one_batch)
-{
-    int all = 0;
-    atomic_int gate = 0;
-    struct record log = {.lock = PTHREAD_MUTEX_INITIALIZER};
-    struct pool_hooks hooks = {.arg = &log, .begin = begin, .end = end, .batch = 3};
-    struct job jobs[6];
-    struct loop *loop = loop_new(0);
-    struct pool *pool = pool_new("test", 1, &hooks);
-    for (int i = 0; i < 6; i++) {
-        jobs[i] = (struct job){.record = &log, .name = (char)('a' + i)};
-        jobs[i].gate = i == 0 ? &gate : NULL;
-        start_job(pool, loop, &jobs[i], &all);
-        if (i == 0)
-            wait_for(&jobs[0].started);
-    }
-    atomic_store(&gate, 1);
-    step_until(loop, &all, 6);
-    ck_assert_str_eq(log.text, "(a1)(bcd3)(ef2)");
-    pool_free(pool);
-    loop_free(loop);
-}
-END_TEST
-
-/* What is not finished lets what waits go first; the end of the pool waits for it. */
-START_TEST(a_task_may_go_on_later)
-{
-    int all = 0;
-    atomic_int gate = 0;
-    struct record log = {.lock = PTHREAD_MUTEX_INITIALIZER};
-    struct pool_hooks hooks = {.arg = &log, .begin = begin, .end = end, .batch = 2};
-    struct job jobs[4];
-    struct loop *loop = loop_new(0);
-    struct pool *pool = pool_new("test", 1, &hooks);
-    for (int i = 0; i < 4; i++) {
-        jobs[i] = (struct job){.record = &log, .name = (char)('a' + i)};
-        jobs[i].gate = i == 0 ? &gate : NULL;
-        jobs[i].more = i == 0 ? 2 : 0;
-        start_job(pool, loop, &jobs[i], &all);
-        if (i == 0)
-            wait_for(&jobs[0].started);
-    }
-    atomic_store(&gate, 1);
-    pool_free(pool);
-    step_until(loop, &all, 4);
-    ck_assert_str_eq(log.text, "(a1)(bc2)(da2)(a1)");
-    ck_assert_int_eq(jobs[0].finished, 1);
-    loop_free(loop);
-}
-END_TEST
-
-struct idler {
-    struct record *record;
-    int waits[4]; /* what idle() returns, one after the other; the last again and again */
-    atomic_int calls;
-    int64_t at[64];
-};
-
-static int idle(void *arg)
-{
-    struct idler *idler = arg;
-    int call = atomic_load(&idler->calls);
-    if (call < 64)
-        idler->at[call] = clock_now();
-    atomic_fetch_add(&idler->calls, 1);
-    record(idler->record, 'i');
-    return idler->waits[call < 3 ? call : 3];
-}
-
-START_TEST(idle_comes_again_when_it_wants_to)
-{
-    struct record log = {.lock = PTHREAD_MUTEX_INITIALIZER};
-    struct idler idler = {.record = &log, .waits = {0, 0, 50, -1}};
-    struct pool_hooks hooks = {.arg = &idler, .idle = idle};
-    struct pool *pool = pool_new("test", 1, &hooks);
-    for (int i = 0; atomic_load(&idler.calls) < 4 && i < WAIT_MS; i++)
-        usleep(1000);
-    usleep(100000); /* a fifth call would come now */
-    pool_free(pool);
-    ck_assert(recorded(&log, "iiii"));
-    ck_assert_int_ge(idler.at[3] - idler.at[2], 48);
-}
-END_TEST
-
-START_TEST(idle_sleeps_until_the_next_task)
-{
-    int all = 0;
-    struct record log = {.lock = PTHREAD_MUTEX_INITIALIZER};
-    struct idler idler = {.record = &log, .waits = {-1, -1, -1, -1}};
-    struct pool_hooks hooks = {.arg = &idler, .idle = idle};
-    struct job job = {.record = &log, .name = 'a'};
-    struct loop *loop = loop_new(0);
-    struct pool *pool = pool_new("test", 1, &hooks);
-    for (int i = 0; atomic_load(&idler.calls) < 1 && i < WAIT_MS; i++)
-        usleep(1000);
-    start_job(pool, loop, &job, &all);
-    step_until(loop, &all, 1);
-    for (int i = 0; atomic_load(&idler.calls) < 2 && i < WAIT_MS; i++)
-        usleep(1000);
-    pool_free(pool);
-    loop_free(loop);
-    ck_assert_str_eq(log.text, "iai");
-}
-END_TEST
-
-/* Two tasks that are queued again each time they finish, until idle() has had its turns. */
-struct load {
-    struct job job;
-    struct pool *pool;
-    struct idler *idler;
-    int64_t until;
-};
-
-static void submit_again(struct pool_task *task)
-{
-    struct job *job = container_of(task, struct job, task);
-    struct load *load = container_of(job, struct load, job);
-    if (atomic_load(&load->idler->calls) < 3 && clock_now() < load->until)
-        pool_submit(load->pool, task);
-    else
-        job_finished(task);
-}
-
-/* Tasks come without a pause; upkeep that is due must not starve. */
-START_TEST(idle_gets_its_turn_under_load)
-{
-    int all = 0;
-    struct record log = {.lock = PTHREAD_MUTEX_INITIALIZER};
-    struct idler idler = {.record = &log, .waits = {0, 0, 0, 0}};
-    struct pool_hooks hooks = {.arg = &idler, .idle = idle};
-    struct loop *loop = loop_new(0);
-    struct pool *pool = pool_new("test", 1, &hooks);
-    struct load loads[2];
-    for (int i = 0; i < 2; i++) {
-        loads[i] = (struct load){.pool = pool, .idler = &idler, .until = clock_now() + WAIT_MS};
-        loads[i].job.all = &all;
-        loads[i].job.task =
-            (struct pool_task){.loop = loop, .run = run_job, .finished = submit_again};
-        pool_submit(pool, &loads[i].job.task);
-    }
-    step_until(loop, &all, 2);
-    int calls = atomic_load(&idler.calls);
-    pool_free(pool);
-    loop_free(loop);
-    ck_assert_int_ge(calls, 3);
-}
-END_TEST
-
 START_TEST(the_end_runs_what_is_queued)
 {
     int all = 0;
@@ -336,7 +160,7 @@ START_TEST(the_end_runs_what_is_queued)
     struct record log = {.lock = PTHREAD_MUTEX_INITIALIZER};
     struct job jobs[10];
     struct loop *loop = loop_new(0);
-    struct pool *pool = pool_new("test", 2, NULL);
+    struct pool *pool = pool_new("test", 2);
     for (int i = 0; i < 10; i++) {
         jobs[i] = (struct job){.record = &log, .name = 'x', .gate = &gate};
         start_job(pool, loop, &jobs[i], &all);
@@ -382,7 +206,7 @@ START_TEST(many_loops_share_a_pool)
 {
     pthread_t threads[LOOPS];
     struct asker askers[LOOPS];
-    struct pool *pool = pool_new("test", (unsigned)_i, NULL);
+    struct pool *pool = pool_new("test", (unsigned)_i);
     for (unsigned i = 0; i < LOOPS; i++) {
         askers[i] = (struct asker){pool, i, false};
         ck_assert_int_eq(pthread_create(&threads[i], NULL, ask_much, &askers[i]), 0);
@@ -400,13 +224,8 @@ int main(void)
     Suite *suite = suite_create("pool");
     TCase *tcase = suite_case(suite, "pool", 30);
     tcase_add_test(tcase, a_task_runs_elsewhere_and_finishes_here);
-    tcase_add_test(tcase, threads_have_numbers_of_their_own);
+    tcase_add_test(tcase, as_many_run_at_once_as_there_are_threads);
     tcase_add_test(tcase, one_thread_keeps_the_order);
-    tcase_add_test(tcase, what_waits_together_is_one_batch);
-    tcase_add_test(tcase, a_task_may_go_on_later);
-    tcase_add_test(tcase, idle_comes_again_when_it_wants_to);
-    tcase_add_test(tcase, idle_sleeps_until_the_next_task);
-    tcase_add_test(tcase, idle_gets_its_turn_under_load);
     tcase_add_test(tcase, the_end_runs_what_is_queued);
     tcase_add_loop_test(tcase, many_loops_share_a_pool, 1, 5);
     return suite_run(suite);

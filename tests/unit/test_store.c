@@ -47,7 +47,6 @@ static const struct backend {
     {"sqlite", "Sqlite3", true, true, true, 64 << 20},
     {"redis", "Redis", true, false, false, 64 << 20},
     {"fault", "Fault", true, false, false, 0},
-    {"fault-blocking", "Fault-Blocking", true, false, false, 0},
 };
 
 enum { BACKENDS = sizeof(backends) / sizeof(backends[0]) };

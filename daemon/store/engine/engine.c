@@ -677,9 +677,9 @@ static bool start_disk(struct engine *engine, const struct config *config,
     if (engine->writer != NULL && !ops->load(engine->backing, why, size))
         return false;
     if (engine->writer != NULL)
-        engine->readers = pool_new("store-reader", READERS, NULL);
+        engine->readers = pool_new("store-reader", READERS);
     if (engine->readers != NULL)
-        engine->walkers = pool_new("store-walker", 1, NULL);
+        engine->walkers = pool_new("store-walker", 1);
     if (engine->walkers != NULL && writer_start(engine->writer))
         return true;
     snprintf(why, size, "can't start the threads of the store: %s", strerror(errno));
