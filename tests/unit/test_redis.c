@@ -115,6 +115,8 @@ static void kill_server(void)
     kill(bench.server, SIGKILL);
     waitpid(bench.server, NULL, 0);
     bench.server = 0;
+    redisFree(bench.raw);
+    bench.raw = NULL;
 }
 
 static redisReply *raw_ask(const char *format, va_list args)
@@ -1785,6 +1787,42 @@ START_TEST(a_change_ends_what_others_did_behind_its_back)
 }
 END_TEST
 
+START_TEST(a_change_that_the_server_refuses_leaves_nothing_open)
+{
+    start_with_memory();
+    raw_number("CONFIG SET maxmemory 1");
+    struct ask over = new_put("key", "newer");
+    over.call.overwrite = true;
+    expect_failure(over, ERROR_NO_SPACE);
+    expect_get("key", "value");
+    expect_copy("key", "value");
+}
+END_TEST
+
+/* The server may make it later: what is read meanwhile is not kept. */
+START_TEST(a_change_whose_answer_is_lost_may_still_come)
+{
+    char entry[16 + 5];
+    start_with_memory();
+    raw_string(entry, sizeof(entry), "GET liara/key");
+    struct ask over = new_put("key", "newer");
+    over.call.overwrite = true;
+    kill(bench.server, SIGSTOP);
+    submit(bench.loop, &over);
+    pass(50);
+    kill_server();
+    ck_assert_int_eq(wait_for(bench.loop, &over), STORE_FAILED);
+    start_server();
+    raw_number("SET liara/key %b", entry, sizeof(entry));
+    expect_back("key", "value");
+    struct ask get = new_ask(STORE_GET, "key");
+    submit(bench.loop, &get);
+    ck_assert_int_eq(get.finished, 0);
+    wait_for(bench.loop, &get);
+    expect_bytes(&get, "value", 5);
+}
+END_TEST
+
 /* Until the server has answered, another client may hear from it what comes of the change. */
 START_TEST(beside_a_change_no_copy_answers)
 {
@@ -1938,6 +1976,8 @@ static void add_memory(Suite *suite)
     tcase_add_test(tcase, what_was_read_is_answered_without_the_server);
     tcase_add_test(tcase, a_change_ends_what_others_did_behind_its_back);
     tcase_add_loop_test(tcase, beside_a_change_no_copy_answers, 0, 3);
+    tcase_add_test(tcase, a_change_that_the_server_refuses_leaves_nothing_open);
+    tcase_add_test(tcase, a_change_whose_answer_is_lost_may_still_come);
 }
 
 static void add_settings(Suite *suite)

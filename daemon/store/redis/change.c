@@ -12,7 +12,6 @@ struct change {
     struct redis_op op;
     struct value *value; /* PUT: until it is put out */
     const char *verb;    /* DELETE's */
-    bool sent;
 };
 
 static struct change *change_of(struct redis_op *op)
@@ -24,8 +23,7 @@ static void change_ended(struct redis_op *op)
 {
     struct change *change = change_of(op);
     struct store_call *call = op->call;
-    bool lost = change->sent && call->status == STORE_FAILED;
-    redis_cache_end_change(redis_of(call)->cache, call, lost);
+    redis_cache_end_change(redis_of(call)->cache, call, op->awaited > 0);
     value_unref(change->value);
     free(change);
     call->done(call);
@@ -71,7 +69,6 @@ static void send_put(struct redis_op *op)
         redis_text("SET"), redis_key(key, call), {header, sizeof(header), change->value}};
     unsigned count = 3;
     change->value = NULL;
-    change->sent = true;
     if (!call->overwrite)
         words[count++] = redis_text("NX");
     if (lives != CLOCK_NEVER) {
@@ -118,7 +115,6 @@ static void send_delete(struct redis_op *op)
     struct change *change = change_of(op);
     char key[REDIS_KEY_MAX];
     change->verb = redis_unlink(redis_of(op->call));
-    change->sent = true;
     struct redis_word words[] = {redis_text(change->verb), redis_key(key, op->call)};
     redis_op_command(op, words, 2);
 }

@@ -454,6 +454,7 @@ void redis_op_finish(struct redis_op *op, enum store_status status)
 
 void redis_op_break(struct redis_op *op, const char *why)
 {
+    op->awaited++; /* what came is no answer */
     conn_break(op->conn, "%s", why);
 }
 

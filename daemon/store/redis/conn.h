@@ -40,7 +40,7 @@ struct redis_op {
     /* The call has finished: call->status is set, and its error if it has failed. Frees the op,
      * answers the call. */
     void (*finish)(struct redis_op *op);
-    unsigned awaited; /* answers of this step that are still to come */
+    unsigned awaited; /* answers of this step that are still to come; in finish(): that did not */
     int64_t started;  /* the connection's: when the step began, and how much had been sent */
     uint64_t sent;
 };

@@ -18,9 +18,8 @@ enum {
 struct scan {
     struct redis_op op;
     struct store_call copies; /* CLEAR's for the cache */
-    bool sent;
-    const char *verb; /* CLEAR's */
-    char cursor[24];  /* SCAN's */
+    const char *verb;         /* CLEAR's */
+    char cursor[24];          /* SCAN's */
     int64_t until;
     struct redis_reply *keys; /* what SCAN has found */
     uint64_t sampled, sampled_size;
@@ -36,7 +35,7 @@ static void scan_ended(struct redis_op *op)
     struct scan *scan = scan_of(op);
     struct store_call *call = op->call;
     if (call->op == STORE_CLEAR)
-        redis_cache_end_clear(redis_of(call)->cache, scan->sent && call->status == STORE_FAILED);
+        redis_cache_end_clear(redis_of(call)->cache, op->awaited > 0);
     redis_reply_free(scan->keys);
     free(scan);
     call->done(call);
@@ -124,7 +123,6 @@ static void send_unlink(struct redis_op *op)
         return;
     }
     scan->verb = redis_unlink(redis_of(op->call));
-    scan->sent = true;
     words[0] = redis_text(scan->verb);
     for (size_t i = 0; i < count; i++) {
         words[i + 1].bytes = scan->keys->elements[i]->text;
