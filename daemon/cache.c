@@ -48,12 +48,12 @@ static void count(_Atomic uint64_t *counter)
 
 static struct cache_counters *counters_of(struct cache_session *session)
 {
-    return &session->cache->counters[loop_index(session->call.loop)];
+    return &session->cache->counters[loop_index(session->call.request.loop)];
 }
 
 static void finish(struct cache_session *session, enum store_status status)
 {
-    session->call.status = status;
+    session->call.result.status = status;
     session->done(session);
 }
 
@@ -70,7 +70,7 @@ static void store_done(struct store_call *call)
 static enum store_status ask(struct cache_session *session, enum store_op op,
                              enum store_status (*next)(struct cache_session *))
 {
-    session->call.op = op;
+    session->call.request.op = op;
     session->next = next;
     session->asking = store_submit(session->cache->store, &session->call) == STORE_PENDING;
     return session->asking ? STORE_PENDING : next(session);
@@ -78,7 +78,7 @@ static enum store_status ask(struct cache_session *session, enum store_op op,
 
 static enum store_status as_it_is(struct cache_session *session)
 {
-    return session->call.status;
+    return session->call.result.status;
 }
 
 static enum store_status found(struct cache_session *session)
@@ -101,22 +101,24 @@ static enum store_status missed(struct cache_session *session, bool leased)
 static enum store_status looked_again(struct cache_session *session)
 {
     struct store_call *call = &session->call;
-    if (call->status == STORE_MISS)
+    if (call->result.status == STORE_MISS)
         return missed(session, true);
-    if (call->status == STORE_OK) {
-        lease_fulfil(session->cache->leases, call->key, call->key_length, call->hash, call->value);
+    if (call->result.status == STORE_OK) {
+        lease_fulfil(session->cache->leases, call->request.key, call->request.key_length,
+                     call->request.hash, call->result.value);
         return found(session);
     }
-    lease_pass_on(session->cache->leases, call->key, call->key_length, call->hash);
-    return call->status;
+    lease_pass_on(session->cache->leases, call->request.key, call->request.key_length,
+                  call->request.hash);
+    return call->result.status;
 }
 
 static enum store_status take_lease(struct cache_session *session)
 {
     struct store_call *call = &session->call;
     unsigned max = atomic_load_explicit(&session->cache->limits->max_leases, memory_order_relaxed);
-    switch (lease_ask(&session->lease, call->key, call->key_length, call->hash,
-                      session->lease_seconds, max)) {
+    switch (lease_ask(&session->lease, call->request.key, call->request.key_length,
+                      call->request.hash, session->lease_seconds, max)) {
     case LEASE_GRANTED:
         return ask(session, STORE_GET, looked_again);
     case LEASE_WAIT:
@@ -130,10 +132,10 @@ static enum store_status take_lease(struct cache_session *session)
 
 static enum store_status looked(struct cache_session *session)
 {
-    if (session->call.status == STORE_OK)
+    if (session->call.result.status == STORE_OK)
         return found(session);
-    if (session->call.status != STORE_MISS)
-        return session->call.status;
+    if (session->call.result.status != STORE_MISS)
+        return session->call.result.status;
     return session->lease_seconds > 0 ? take_lease(session) : missed(session, false);
 }
 
@@ -141,10 +143,9 @@ static void waited(struct lease_session *lease, bool granted, struct value *valu
 {
     struct cache_session *session = container_of(lease, struct cache_session, lease);
     enum store_status status;
-    session->call.value = value;
-    session->call.fd = -1;
-    session->call.copied = false;
-    session->call.pinned.bytes = NULL;
+    session->call.result.value = value;
+    session->call.result.copied = false;
+    session->call.result.pinned.bytes = NULL;
     if (granted)
         status = missed(session, true);
     else if (value != NULL)
@@ -160,8 +161,8 @@ void cache_session_start(struct cache_session *session, struct cache *cache, str
 {
     session->cache = cache;
     memset(&session->call, 0, sizeof(session->call));
-    session->call.loop = loop;
-    session->call.room = room;
+    session->call.request.loop = loop;
+    session->call.request.room = room;
     session->call.done = store_done;
     session->published = NULL;
     session->lease_seconds = 0;
@@ -182,8 +183,9 @@ void cache_session_abandon(struct cache_session *session)
 {
     lease_session_end(&session->lease);
     value_unref(session->lease.value);
-    value_unref(session->call.value);
-    pinned_release(&session->call.pinned);
+    value_unref(session->call.request.value);
+    value_unref(session->call.result.value);
+    pinned_release(&session->call.result.pinned);
     value_unref(session->published);
 }
 
@@ -206,20 +208,19 @@ bool cache_key(struct cache_session *session, const uint8_t *key, size_t length)
     if (length > sizeof(session->key) - session->prefix_length)
         return false;
     memcpy(session->key + session->prefix_length, key, length);
-    session->call.key = session->key;
-    session->call.key_length = session->prefix_length + (uint32_t)length;
+    session->call.request.key = session->key;
+    session->call.request.key_length = session->prefix_length + (uint32_t)length;
     return true;
 }
 
 struct value *cache_new_value(struct cache_session *session, uint32_t length)
 {
-    return value_new(session->call.key, session->call.key_length, length);
+    return value_new(session->call.request.key, session->call.request.key_length, length);
 }
 
-enum store_status cache_get(struct cache_session *session, uint32_t lease, bool fd)
+enum store_status cache_get(struct cache_session *session, uint32_t lease)
 {
-    session->call.wants_fd = fd;
-    session->call.room_size =
+    session->call.request.room_size =
         lease > 0 ? 0 : VALUE_COPY_MAX; /* who waits is handed the value itself */
     session->lease_seconds = lease;
     session->leased = false;
@@ -236,15 +237,17 @@ static enum store_status was_put(struct cache_session *session)
     struct store_call *call = &session->call;
     struct value *published = session->published;
     session->published = NULL;
-    if (call->status == STORE_OK) {
+    if (call->result.status == STORE_OK) {
         count(&counters_of(session)->stored);
-        lease_fulfil(session->cache->leases, call->key, call->key_length, call->hash, published);
-    } else if (call->status == STORE_EXISTS) {
+        lease_fulfil(session->cache->leases, call->request.key, call->request.key_length,
+                     call->request.hash, published);
+    } else if (call->result.status == STORE_EXISTS) {
         count(&counters_of(session)->exists);
-        lease_fulfil(session->cache->leases, call->key, call->key_length, call->hash, NULL);
+        lease_fulfil(session->cache->leases, call->request.key, call->request.key_length,
+                     call->request.hash, NULL);
     }
     value_unref(published);
-    return call->status;
+    return call->result.status;
 }
 
 /* Whoever computed the key was told to do so when the lease was granted. */
@@ -252,20 +255,20 @@ static void take_cost_from_lease(struct cache_session *session)
 {
     struct store_call *call = &session->call;
     struct cache *cache = session->cache;
-    uint64_t hash = store_key_hash(cache->store, call->key, call->key_length);
-    int64_t age = lease_age(cache->leases, call->key, call->key_length, hash);
-    call->has_cost = age >= 0;
-    if (call->has_cost)
-        call->cost = age < UINT32_MAX ? (uint32_t)age : UINT32_MAX;
+    uint64_t hash = store_key_hash(cache->store, call->request.key, call->request.key_length);
+    int64_t age = lease_age(cache->leases, call->request.key, call->request.key_length, hash);
+    call->request.has_cost = age >= 0;
+    if (call->request.has_cost)
+        call->request.cost = age < UINT32_MAX ? (uint32_t)age : UINT32_MAX;
 }
 
 enum store_status cache_put(struct cache_session *session, struct value *value,
                             const struct cache_put *how)
 {
-    session->call.value = value;
-    session->call.overwrite = how->overwrite;
-    session->call.has_cost = how->has_cost;
-    session->call.cost = how->cost;
+    session->call.request.value = value;
+    session->call.request.overwrite = how->overwrite;
+    session->call.request.has_cost = how->has_cost;
+    session->call.request.cost = how->cost;
     if (!how->has_cost && lease_any(session->cache->leases))
         take_cost_from_lease(session);
     session->published = lease_any(session->cache->leases) ? value_ref(value) : NULL;
@@ -275,9 +278,10 @@ enum store_status cache_put(struct cache_session *session, struct value *value,
 static enum store_status was_deleted(struct cache_session *session)
 {
     const struct store_call *call = &session->call;
-    if (call->status != STORE_FAILED)
-        lease_pass_on(session->cache->leases, call->key, call->key_length, call->hash);
-    return call->status;
+    if (call->result.status != STORE_FAILED)
+        lease_pass_on(session->cache->leases, call->request.key, call->request.key_length,
+                      call->request.hash);
+    return call->result.status;
 }
 
 enum store_status cache_delete(struct cache_session *session)
@@ -287,8 +291,8 @@ enum store_status cache_delete(struct cache_session *session)
 
 static enum store_status ask_about_prefix(struct cache_session *session, enum store_op op)
 {
-    session->call.key = session->key;
-    session->call.key_length = session->prefix_length;
+    session->call.request.key = session->key;
+    session->call.request.key_length = session->prefix_length;
     return ask(session, op, as_it_is);
 }
 

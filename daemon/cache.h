@@ -80,10 +80,10 @@ bool cache_key(struct cache_session *session, const uint8_t *key, size_t length)
  */
 struct value *cache_new_value(struct cache_session *session, uint32_t length);
 
-/* Calls on cache_key()'s key. lease: seconds, or 0; fd: as store_call.wants_fd. cache_put() takes
+/* Calls on cache_key()'s key. lease: seconds, or 0. cache_put() takes
  * the value; if the cost is not said and the key's lease is held, the time since it was granted is
  * the cost. */
-enum store_status cache_get(struct cache_session *session, uint32_t lease, bool fd);
+enum store_status cache_get(struct cache_session *session, uint32_t lease);
 enum store_status cache_head(struct cache_session *session);
 enum store_status cache_put(struct cache_session *session, struct value *value,
                             const struct cache_put *how);

@@ -199,16 +199,16 @@ static enum persist_result persist_once(struct daemon *daemon)
 {
     struct store *store = daemon->service.store;
     int64_t until = clock_now() + PERSIST_PATIENCE_MS;
-    last_persist = (struct store_call){.op = STORE_PERSIST,
-                                       .key = (const uint8_t *)"",
-                                       .loop = daemon->loop,
-                                       .done = persist_done};
+    last_persist = (struct store_call){
+        .request = {.op = STORE_PERSIST, .key = (const uint8_t *)"", .loop = daemon->loop},
+        .done = persist_done,
+    };
     persisted = store_submit(store, &last_persist) != STORE_PENDING;
     while (!persisted && clock_now() < until)
         loop_step(daemon->loop, PERSIST_SLICE_MS);
     if (!persisted)
         return PERSIST_HANGS;
-    return last_persist.status == STORE_FAILED ? PERSIST_FAILED : PERSIST_OK;
+    return last_persist.result.status == STORE_FAILED ? PERSIST_FAILED : PERSIST_OK;
 }
 
 /* Nobody else has what is unwritten, so it is tried again for as long as the end may take. */
@@ -225,7 +225,7 @@ static enum persist_result persist(struct daemon *daemon, int64_t until)
         result = persist_once(daemon);
     }
     if (result == PERSIST_FAILED)
-        log_error("can't persist at the end: %s", last_persist.text);
+        log_error("can't persist at the end: %s", last_persist.result.text);
     else if (result == PERSIST_HANGS)
         log_error("the store has not persisted after %d s: what it has not written is lost",
                   PERSIST_PATIENCE_MS / 1000);

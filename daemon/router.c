@@ -32,7 +32,7 @@ static enum router_next refuse(struct exchange *exchange, enum error_code code, 
 static void answer_failed(struct exchange *exchange)
 {
     const struct store_call *call = &exchange->session.call;
-    message_error(&exchange->reply, call->error, "%s", call->text);
+    message_error(&exchange->reply, call->result.error, "%s", call->result.text);
 }
 
 /* Seconds left, rounded up: what lives has at least one. */
@@ -49,9 +49,9 @@ static void answer_sized(struct exchange *exchange, enum reply_kind kind)
 {
     const struct store_call *call = &exchange->session.call;
     reply_kind(exchange, kind);
-    exchange->reply.length = call->length;
-    exchange->reply.flags = call->flags;
-    exchange->reply.ttl = seconds_left(call->expires);
+    exchange->reply.length = call->result.length;
+    exchange->reply.flags = call->result.flags;
+    exchange->reply.ttl = seconds_left(call->result.expires);
 }
 
 static void answer_value(struct exchange *exchange, struct value *value)
@@ -73,7 +73,7 @@ static void answer_fd(struct exchange *exchange, int fd, uint64_t offset)
 /* A large value goes as a descriptor, or out of one. Where it has none yet, nobody waits for it. */
 static void answer_large(struct exchange *exchange)
 {
-    bool wants_fd = exchange->session.call.wants_fd;
+    bool wants_fd = exchange->wants_fd;
     int fd = value_shared(exchange->value);
     if (fd < 0 && value_worth_sharing(exchange->value, wants_fd))
         share_start(exchange->router->files, exchange->value);
@@ -89,25 +89,19 @@ static void answer_get(struct exchange *exchange, enum store_status status)
         exchange->reply.lease = exchange->session.leased;
         return;
     }
-    if (call->copied) {
+    if (call->result.copied) {
         answer_sized(exchange, REPLY_VALUE);
-        exchange->bytes = call->room;
+        exchange->bytes = call->request.room;
         return;
     }
-    if (call->pinned.bytes != NULL) {
+    if (call->result.pinned.bytes != NULL) {
         answer_sized(exchange, REPLY_VALUE);
-        exchange->pinned = call->pinned;
-        call->pinned.bytes = NULL;
+        exchange->pinned = call->result.pinned;
+        call->result.pinned.bytes = NULL;
         return;
     }
-    if (call->fd >= 0) {
-        answer_sized(exchange, REPLY_FD);
-        answer_fd(exchange, call->fd, call->offset);
-        call->fd = -1;
-        return;
-    }
-    answer_value(exchange, call->value);
-    call->value = NULL;
+    answer_value(exchange, call->result.value);
+    call->result.value = NULL;
     if (exchange->value->length >= FD_MIN)
         answer_large(exchange);
 }
@@ -135,14 +129,14 @@ static void answer_clear(struct exchange *exchange, enum store_status status)
     (void)status;
     reply_kind(exchange, REPLY_OK);
     exchange->reply.has_entries = true;
-    exchange->reply.entries = exchange->session.call.entries;
+    exchange->reply.entries = exchange->session.call.result.entries;
 }
 
 static void answer_persist(struct exchange *exchange, enum store_status status)
 {
     (void)status;
     reply_kind(exchange, REPLY_OK);
-    exchange->reply.is_volatile = !exchange->session.call.durable;
+    exchange->reply.is_volatile = !exchange->session.call.result.durable;
 }
 
 static void answer_text(struct exchange *exchange, const char *text, size_t length)
@@ -161,7 +155,7 @@ static void answer_inspect(struct exchange *exchange, enum store_status status)
     const struct store_call *call = &exchange->session.call;
     const struct store_ops *backend = cache_backend(exchange->router->cache);
     struct cache_counters sum;
-    const struct store_evicted *evicted = &call->evicted;
+    const struct store_evicted *evicted = &call->result.evicted;
     char text[INSPECT_TEXT_MAX];
     (void)status;
     cache_count(exchange->router->cache, &sum);
@@ -172,9 +166,9 @@ static void answer_inspect(struct exchange *exchange, enum store_status status)
                  "hits %llu\nmisses %llu\nstored %llu\nexists %llu\n"
                  "evicted %llu\nevicted-bytes %llu\nevicted-cost-ms %llu\n"
                  "uptime %lld\nversion %s\n",
-                 backend->title, backend->name, (unsigned long long)call->size,
-                 (unsigned long long)call->entries, call->approximate,
-                 (unsigned long long)call->unwritten, (unsigned long long)call->lost,
+                 backend->title, backend->name, (unsigned long long)call->result.size,
+                 (unsigned long long)call->result.entries, call->result.approximate,
+                 (unsigned long long)call->result.unwritten, (unsigned long long)call->result.lost,
                  (unsigned long long)sum.hits, (unsigned long long)sum.misses,
                  (unsigned long long)sum.stored, (unsigned long long)sum.exists,
                  (unsigned long long)evicted->entries, (unsigned long long)evicted->bytes,
@@ -194,7 +188,7 @@ static void answer(struct exchange *exchange, enum store_status status)
 static void session_done(struct cache_session *session)
 {
     struct exchange *exchange = container_of(session, struct exchange, session);
-    answer(exchange, session->call.status);
+    answer(exchange, session->call.result.status);
     exchange->done(exchange);
 }
 
@@ -222,7 +216,8 @@ static enum router_next start_get(struct exchange *exchange, const struct reques
 {
     if (!join_key(exchange, request))
         return ROUTER_REPLY;
-    return await(exchange, cache_get(&exchange->session, request->lease, request->fd), answer_get);
+    exchange->wants_fd = request->fd;
+    return await(exchange, cache_get(&exchange->session, request->lease), answer_get);
 }
 
 static enum router_next start_head(struct exchange *exchange, const struct request *request)
@@ -322,7 +317,7 @@ static enum router_next start_put_fd(struct exchange *exchange, const struct req
     if (next != ROUTER_BODY)
         return next;
     exchange->fetching = true;
-    fetch_start(&exchange->fetch, exchange->router->files, exchange->session.call.loop, *fd,
+    fetch_start(&exchange->fetch, exchange->router->files, exchange->session.call.request.loop, *fd,
                 exchange->value, fetched);
     *fd = -1;
     return ROUTER_PENDING;
@@ -414,8 +409,6 @@ bool exchange_busy(struct exchange *exchange)
 /* What was to be sent and is not. */
 static void drop_answer(struct exchange *exchange)
 {
-    if (exchange->fd >= 0 && exchange->value == NULL)
-        close(exchange->fd);
     value_unref(exchange->value);
     pinned_release(&exchange->pinned);
     exchange->value = NULL;

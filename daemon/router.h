@@ -30,7 +30,8 @@ struct exchange {
     const struct router *router;
     struct cache_session session;
     struct fetch fetch;
-    bool fetching; /* it is under way */
+    bool fetching;        /* it is under way */
+    bool wants_fd;        /* GET: a descriptor is welcome */
     struct cache_put put; /* how */
     struct reply reply;
     /* ROUTER_BODY: to be filled; with a reply: its bytes. The caller's reference. */
@@ -39,7 +40,7 @@ struct exchange {
      * pinned ones until the caller releases them. */
     const uint8_t *bytes;
     struct pinned pinned;
-    int fd; /* with REPLY_FD: value's own, or where value is NULL the caller's to close; else -1 */
+    int fd; /* with REPLY_FD: value's own; else -1 */
     void (*answer)(struct exchange *exchange, enum store_status status);
     void (*done)(struct exchange *exchange);
 };

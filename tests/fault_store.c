@@ -52,7 +52,9 @@ static void set_word(struct orders *orders, const char *name, const char *argume
         const char *name;
         char *to;
     } words[] = {
-        {"hold", orders->hold},   {"release", orders->release}, {"on", orders->on},
+        {"hold", orders->hold},
+        {"release", orders->release},
+        {"on", orders->on},
         {"error", orders->error},
     };
     for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
@@ -69,10 +71,11 @@ static struct orders read_orders(const struct store_call *call)
 {
     struct orders orders = {.delay = 0};
     char text[256], *rest = text, *word;
-    const uint8_t *end = memchr(call->key, '/', call->key_length);
-    if (call->key_length == 0 || call->key[0] != '!' || end == NULL)
+    const uint8_t *end = memchr(call->request.key, '/', call->request.key_length);
+    if (call->request.key_length == 0 || call->request.key[0] != '!' || end == NULL)
         return orders;
-    snprintf(text, sizeof(text), "%.*s", (int)(end - call->key), (const char *)call->key);
+    snprintf(text, sizeof(text), "%.*s", (int)(end - call->request.key),
+             (const char *)call->request.key);
     while ((word = strsep(&rest, "!")) != NULL) {
         char *argument = word;
         strsep(&argument, "=");
@@ -93,18 +96,18 @@ static bool for_later(const struct orders *orders, enum store_op *op)
 /* What is to go wrong with this call. */
 static struct orders orders_for(struct fault_store *store, const struct store_call *call)
 {
-    if (call->op >= STORE_CLEAR) {
+    if (call->request.op >= STORE_CLEAR) {
         pthread_mutex_lock(&store->lock);
-        struct orders orders = store->next[call->op];
-        store->next[call->op] = (struct orders){.delay = 0};
+        struct orders orders = store->next[call->request.op];
+        store->next[call->request.op] = (struct orders){.delay = 0};
         pthread_mutex_unlock(&store->lock);
         return orders;
     }
     struct orders orders = read_orders(call);
     enum store_op later;
-    if (orders.on[0] == '\0' || strcmp(orders.on, op_names[call->op]) == 0)
+    if (orders.on[0] == '\0' || strcmp(orders.on, op_names[call->request.op]) == 0)
         return orders;
-    if (call->op == STORE_PUT && for_later(&orders, &later)) {
+    if (call->request.op == STORE_PUT && for_later(&orders, &later)) {
         pthread_mutex_lock(&store->lock);
         store->next[later] = orders;
         pthread_mutex_unlock(&store->lock);
@@ -124,9 +127,9 @@ static enum error_code code_of(const char *name)
 
 static void drop_value(struct store_call *call)
 {
-    if (call->op == STORE_PUT) {
-        value_unref(call->value);
-        call->value = NULL;
+    if (call->request.op == STORE_PUT) {
+        value_unref(call->request.value);
+        call->request.value = NULL;
     }
 }
 
@@ -138,8 +141,8 @@ static struct value **find(struct fault_store *store, const struct store_call *c
         if (store_expired(value->expires, clock_now())) {
             *link = value->next;
             value_unref(value);
-        } else if (value->key_length == call->key_length &&
-                   memcmp(value_key(value), call->key, call->key_length) == 0) {
+        } else if (value->key_length == call->request.key_length &&
+                   memcmp(value_key(value), call->request.key, call->request.key_length) == 0) {
             break;
         } else {
             link = &value->next;
@@ -158,15 +161,15 @@ static void take_out(struct value **link)
 static enum store_status put(struct fault_store *store, struct store_call *call)
 {
     struct value **link = find(store, call);
-    if (*link != NULL && !call->overwrite) {
+    if (*link != NULL && !call->request.overwrite) {
         drop_value(call);
         return STORE_EXISTS;
     }
     if (*link != NULL)
         take_out(link);
-    call->value->next = store->values;
-    store->values = call->value;
-    call->value = NULL;
+    call->request.value->next = store->values;
+    store->values = call->request.value;
+    call->request.value = NULL;
     return STORE_OK;
 }
 
@@ -175,11 +178,11 @@ static enum store_status look(struct fault_store *store, struct store_call *call
     struct value *value = *find(store, call);
     if (value == NULL)
         return STORE_MISS;
-    call->length = value->length;
-    call->flags = value->flags;
-    call->expires = value->expires;
-    if (call->op == STORE_GET)
-        call->value = value_ref(value);
+    call->result.length = value->length;
+    call->result.flags = value->flags;
+    call->result.expires = value->expires;
+    if (call->request.op == STORE_GET)
+        call->result.value = value_ref(value);
     return STORE_OK;
 }
 
@@ -191,15 +194,15 @@ static enum store_status delete (struct fault_store *store, struct store_call *c
 /* CLEAR and INSPECT: everything with the prefix. */
 static enum store_status walk(struct fault_store *store, struct store_call *call)
 {
-    call->entries = 0;
-    call->size = 0;
-    call->approximate = false;
+    call->result.entries = 0;
+    call->result.size = 0;
+    call->result.approximate = false;
     for (struct value **link = &store->values, *value; (value = *link) != NULL;) {
-        bool ours = value->key_length >= call->key_length &&
-                    memcmp(value_key(value), call->key, call->key_length) == 0;
-        call->entries += ours;
-        call->size += ours ? value_cost(value) : 0;
-        if (ours && call->op == STORE_CLEAR)
+        bool ours = value->key_length >= call->request.key_length &&
+                    memcmp(value_key(value), call->request.key, call->request.key_length) == 0;
+        call->result.entries += ours;
+        call->result.size += ours ? value_cost(value) : 0;
+        if (ours && call->request.op == STORE_CLEAR)
             take_out(link);
         else
             link = &value->next;
@@ -210,7 +213,7 @@ static enum store_status walk(struct fault_store *store, struct store_call *call
 static enum store_status persist(struct fault_store *store, struct store_call *call)
 {
     (void)store;
-    call->durable = false;
+    call->result.durable = false;
     return STORE_OK;
 }
 
@@ -222,7 +225,7 @@ static enum store_status serve(struct fault_store *store, struct store_call *cal
         [STORE_PERSIST] = persist,
     };
     pthread_mutex_lock(&store->lock);
-    enum store_status status = methods[call->op](store, call);
+    enum store_status status = methods[call->request.op](store, call);
     pthread_mutex_unlock(&store->lock);
     return status;
 }
@@ -235,11 +238,11 @@ static enum store_status perform(struct fault_store *store, struct store_call *c
         drop_value(call);
         return store_fail(call, code_of(orders->error), "a fault was asked for");
     }
-    if (orders->lose && call->op == STORE_PUT) {
+    if (orders->lose && call->request.op == STORE_PUT) {
         drop_value(call);
         return STORE_OK;
     }
-    if (orders->rot && call->op == STORE_GET)
+    if (orders->rot && call->request.op == STORE_GET)
         return STORE_MISS;
     return serve(store, call);
 }
@@ -249,7 +252,7 @@ static void finish(struct waiting *waiting)
 {
     struct fault_store *store = waiting->store;
     struct store_call *call = waiting->call;
-    call->status = perform(store, call, &waiting->orders);
+    call->result.status = perform(store, call, &waiting->orders);
     loop_timer_clear(&waiting->timer);
     free(waiting);
     call->done(call);
@@ -290,7 +293,7 @@ static void release(struct fault_store *store, const char *name)
         }
         *at = waiting->next;
         waiting->task.run = released;
-        loop_post(waiting->call->loop, &waiting->task);
+        loop_post(waiting->call->request.loop, &waiting->task);
     }
     pthread_mutex_unlock(&store->lock);
 }
@@ -309,7 +312,7 @@ static enum store_status wait_on_loop(struct fault_store *store, struct store_ca
     store->waiting = waiting;
     pthread_mutex_unlock(&store->lock);
     if (orders->hold[0] == '\0')
-        loop_timer_set(call->loop, &waiting->timer, delay_over, orders->delay);
+        loop_timer_set(call->request.loop, &waiting->timer, delay_over, orders->delay);
     return STORE_PENDING;
 }
 

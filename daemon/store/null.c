@@ -28,8 +28,8 @@ static enum store_status null_miss(struct store *store, struct store_call *call)
 static enum store_status null_put(struct store *store, struct store_call *call)
 {
     (void)store;
-    value_unref(call->value);
-    call->value = NULL;
+    value_unref(call->request.value);
+    call->request.value = NULL;
     return STORE_OK;
 }
 
@@ -37,10 +37,10 @@ static enum store_status null_put(struct store *store, struct store_call *call)
 static enum store_status null_nothing(struct store *store, struct store_call *call)
 {
     (void)store;
-    call->entries = 0;
-    call->size = 0;
-    call->approximate = false;
-    call->durable = false;
+    call->result.entries = 0;
+    call->result.size = 0;
+    call->result.approximate = false;
+    call->result.durable = false;
     return STORE_OK;
 }
 

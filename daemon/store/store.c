@@ -39,7 +39,7 @@ const char *store_names(void)
 static enum store_status run_method(struct store *store, struct store_call *call)
 {
     const struct store_ops *ops = store->ops;
-    switch (call->op) {
+    switch (call->request.op) {
     case STORE_GET:
         return ops->get(store, call);
     case STORE_HEAD:
@@ -51,6 +51,8 @@ static enum store_status run_method(struct store *store, struct store_call *call
     case STORE_CLEAR:
         return ops->clear(store, call);
     case STORE_INSPECT:
+        call->result.unwritten = call->result.lost = 0;
+        call->result.evicted = (struct store_evicted){.entries = 0};
         return ops->inspect(store, call);
     case STORE_PERSIST:
         break;
@@ -109,11 +111,6 @@ struct store *store_open(const struct store_ops *ops, const struct config *confi
     store->ops = ops;
     store->lock = lock;
     atomic_store(&store->max_size, config->max_size);
-    if (!start_pools(store, ops)) {
-        snprintf(why, size, "can't start the threads of the store: %s", strerror(errno));
-        store_close(store);
-        return NULL;
-    }
     return store;
 }
 
@@ -145,20 +142,27 @@ void store_detach(struct store *store, struct loop *loop)
         store->ops->detach(store, loop);
 }
 
+uint64_t store_key_hash(const struct store *store, const uint8_t *key, size_t length)
+{
+    return store->hash_key != NULL ? hash_of(store->hash_key, key, length)
+                                   : store_hash(key, length);
+}
+
 enum store_status store_submit(struct store *store, struct store_call *call)
 {
-    call->hash = store_key_hash(store, call->key, call->key_length);
-    call->copied = false;
-    call->pinned.bytes = NULL;
-    call->unwritten = call->lost = 0;
-    if (call->op != STORE_PUT)
-        call->value = NULL;
-    if (call->op != STORE_GET)
-        call->room_size = 0;
-    call->status = STORE_PENDING;
+    call->request.hash = store_key_hash(store, call->request.key, call->request.key_length);
+    call->result.copied = false;
+    call->result.pinned.bytes = NULL;
+    if (call->request.op != STORE_PUT)
+        call->request.value = NULL;
+    call->result.value = NULL;
+    call->store = store;
+    if (call->request.op != STORE_GET)
+        call->request.room_size = 0;
+    call->result.status = STORE_PENDING;
     enum store_status status = run_method(store, call);
     if (status != STORE_PENDING) /* else the call may already be another thread's */
-        call->status = status;
+        call->result.status = status;
     return status;
 }
 
@@ -166,9 +170,9 @@ enum store_status store_fail(struct store_call *call, enum error_code error, con
                              ...)
 {
     va_list args;
-    call->error = error;
+    call->result.error = error;
     va_start(args, format);
-    vsnprintf(call->text, sizeof(call->text), format, args);
+    vsnprintf(call->result.text, sizeof(call->result.text), format, args);
     va_end(args);
     return STORE_FAILED;
 }
@@ -180,7 +184,7 @@ struct value *store_new_value(struct store_call *call, uint64_t length)
                    (unsigned long long)length);
         return NULL;
     }
-    struct value *value = value_new(call->key, call->key_length, (uint32_t)length);
+    struct value *value = value_new(call->request.key, call->request.key_length, (uint32_t)length);
     if (value == NULL && errno == ENOBUFS)
         store_fail(call, ERROR_BUSY, "too many bytes are in flight; try again (max-inflight)");
     else if (value == NULL)

@@ -31,18 +31,35 @@ enum store_status {
     STORE_MISS,    /* GET, HEAD, DELETE: not there */
     STORE_EXISTS,  /* PUT: there already, left as it was */
     STORE_PENDING, /* done() will follow */
-    STORE_FAILED   /* call->error and call->text say why */
+    STORE_FAILED   /* result.error and result.text say why */
 };
 
 enum store_op {
-    STORE_GET,  /* value: out, a reference that is the caller's; or pinned, the caller's to release
-                   soon; or fd, where that is wanted; or copied, where there is room */
-    STORE_HEAD, /* length, flags, expires: out */
-    STORE_PUT,  /* value: in; the store takes the reference and nulls the field, whatever comes */
+    STORE_GET,
+    STORE_HEAD,
+    STORE_PUT,
     STORE_DELETE,
-    STORE_CLEAR,   /* key is a prefix, of 0 bytes too; entries: out, how many were removed */
-    STORE_INSPECT, /* key is a prefix; entries, size, approximate, evicted: out */
-    STORE_PERSIST  /* durable: out, false for a backend without stable storage */
+    STORE_CLEAR,   /* of all keys with a prefix */
+    STORE_INSPECT, /* likewise */
+    STORE_PERSIST
+};
+
+/* What is asked. The caller fills it, and leaves it and the key as they are until the call has
+ * finished. */
+struct store_request {
+    enum store_op op;
+    uint32_t key_length;
+    const uint8_t *key;  /* CLEAR, INSPECT: the prefix, of 0 bytes too */
+    uint64_t hash;       /* the key's, as the store hashes; set by store_submit() */
+    struct value *value; /* PUT: the store takes the reference and nulls the field, in any case */
+    uint32_t cost;       /* PUT: milliseconds that the value took to compute, if has_cost */
+    bool has_cost;
+    bool overwrite; /* PUT */
+    /* GET: a store that answers at once may copy the value's bytes to room, if they are no more
+     * than room_size (0: it may not). */
+    uint32_t room_size;
+    uint8_t *room;
+    struct loop *loop; /* on whose thread the call was made, and done() runs */
 };
 
 /* What went since the start because there was no room for it. */
@@ -51,46 +68,35 @@ struct store_evicted {
     uint64_t cost;           /* milliseconds that it takes to compute them again */
 };
 
-struct store_call {
-    struct pool_task task; /* the adapter's */
-    struct store *store;   /* set by store_submit() */
-    enum store_op op;
-    bool overwrite;     /* PUT */
-    bool has_cost;      /* PUT: cost says something */
-    uint32_t cost;      /* PUT: milliseconds that the value took to compute */
-    bool wants_fd;      /* GET: a backend may answer with fd */
-    const uint8_t *key; /* the caller's, unchanged until the call has finished */
-    uint32_t key_length;
-    uint64_t hash;       /* the key's, as the store hashes; set by store_submit() */
-    void *progress;      /* CLEAR: the backend's, see store_ops.writers; NULL at first */
-    struct value *value; /* as above */
+/* What has become of it. */
+struct store_result {
+    enum store_status status;
+    enum error_code error; /* STORE_FAILED, with text */
 
-    /* GET: where a store that answers at once may copy the value's bytes instead, if they are no
-     * more than room_size (0: it may not); then copied is set, and length, flags and expires are.
-     */
-    uint8_t *room;
-    uint32_t room_size;
+    /* GET: one of three: a reference that is the caller's; bytes that are pinned, the caller's to
+     * release soon; or a copy in request.room. HEAD: none. */
+    struct value *value;
+    struct pinned pinned;
     bool copied;
-    struct pinned pinned; /* GET: as above; length, flags and expires are set then */
 
-    enum store_status status; /* the result, also where done() brings it */
-    uint32_t flags;
-    uint64_t length;
-    int64_t expires;
-    int fd; /* -1: none */
-    uint64_t offset;
-    uint64_t entries;
-    uint64_t size; /* bytes of keys and values */
-    bool approximate;
-    uint64_t unwritten; /* INSPECT: bytes that are not on disk yet, and entries that were lost */
-    uint64_t lost;      /* because the disk failed; 0 where there is none */
-    struct store_evicted evicted; /* INSPECT: of the whole store; 0 where it can't tell */
-    bool durable;
-    enum error_code error;
+    bool approximate;             /* INSPECT: entries or size may be off */
+    bool durable;                 /* PERSIST: false for a backend without stable storage */
+    uint32_t flags;               /* HEAD, and GET unless it is by reference */
+    uint64_t length;              /* likewise */
+    int64_t expires;              /* likewise */
+    uint64_t entries;             /* CLEAR: how many were removed; INSPECT: how many there are */
+    uint64_t size;                /* INSPECT: their bytes of keys and values */
+    uint64_t unwritten;           /* INSPECT, of the whole store: bytes that are not on disk yet */
+    uint64_t lost;                /* likewise: entries that were lost because the disk failed */
+    struct store_evicted evicted; /* likewise; 0 where it can't tell */
     char text[MESSAGE_TEXT_MAX];
+};
 
-    struct loop *loop; /* who asks: done() runs on its thread */
-    void (*done)(struct store_call *call);
+struct store_call {
+    struct store *store; /* set by store_submit() */
+    struct store_request request;
+    struct store_result result;
+    void (*done)(struct store_call *call); /* if store_submit() has returned STORE_PENDING */
 };
 
 typedef enum store_status store_method(struct store *store, struct store_call *call);
@@ -153,8 +159,8 @@ void store_detach(struct store *store, struct loop *loop);
 
 /*
  * Starts the call: op, key, key_length, value, overwrite, loop and done are set by the caller,
- * which keeps *call in place until it has finished. Returns the status, which call->status has too,
- * or STORE_PENDING. The loop's own thread only.
+ * which keeps *call in place until it has finished. Returns the status, which call->result.status
+ * has too, or STORE_PENDING. The loop's own thread only.
  */
 enum store_status store_submit(struct store *store, struct store_call *call);
 

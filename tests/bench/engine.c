@@ -34,7 +34,7 @@ static void done(struct store_call *call)
 
 static enum store_status run(struct store_call *call)
 {
-    call->loop = loop;
+    call->request.loop = loop;
     call->done = done;
     finished = false;
     enum store_status status = store_submit(store, call);
@@ -42,26 +42,27 @@ static enum store_status run(struct store_call *call)
         return status;
     while (!finished)
         loop_step(loop, 50);
-    return call->status;
+    return call->result.status;
 }
 
 static struct store_call new_call(enum store_op op, char key[KEY_LENGTH + 1], uint64_t number)
 {
     snprintf(key, KEY_LENGTH + 1, "key-%016llx", (unsigned long long)number);
-    return (struct store_call){.op = op, .key = (uint8_t *)key, .key_length = KEY_LENGTH};
+    return (struct store_call){
+        .request = {.op = op, .key = (uint8_t *)key, .key_length = KEY_LENGTH}};
 }
 
 static void put(uint64_t number, uint32_t length, bool overwrite)
 {
     char key[KEY_LENGTH + 1];
     struct store_call call = new_call(STORE_PUT, key, number);
-    call.value = value_new(call.key, KEY_LENGTH, length);
-    if (call.value == NULL)
+    call.request.value = value_new(call.request.key, KEY_LENGTH, length);
+    if (call.request.value == NULL)
         errx(1, "no memory for a value");
-    memset(value_bytes(call.value), (int)number, length);
-    call.overwrite = overwrite;
+    memset(value_bytes(call.request.value), (int)number, length);
+    call.request.overwrite = overwrite;
     if (run(&call) == STORE_FAILED)
-        errx(1, "PUT: %s", call.text);
+        errx(1, "PUT: %s", call.result.text);
 }
 
 static bool get(uint64_t number)
@@ -69,19 +70,19 @@ static bool get(uint64_t number)
     static uint8_t room[VALUE_COPY_MAX];
     char key[KEY_LENGTH + 1];
     struct store_call call = new_call(STORE_GET, key, number);
-    call.room = room;
-    call.room_size = sizeof(room);
+    call.request.room = room;
+    call.request.room_size = sizeof(room);
     bool found = run(&call) == STORE_OK;
-    value_unref(call.value);
-    pinned_release(&call.pinned);
+    value_unref(call.result.value);
+    pinned_release(&call.result.pinned);
     return found;
 }
 
 static struct store_call ask_all(enum store_op op)
 {
-    struct store_call call = {.op = op, .key = (const uint8_t *)""};
+    struct store_call call = {.request = {.op = op, .key = (const uint8_t *)""}};
     if (run(&call) != STORE_OK)
-        errx(1, "%s", call.text);
+        errx(1, "%s", call.result.text);
     return call;
 }
 

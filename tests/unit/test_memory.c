@@ -59,10 +59,10 @@ static void ask_done(struct store_call *call)
 static void submit(struct ask *ask, struct loop *on, enum store_op op, const char *key)
 {
     snprintf(ask->key, sizeof(ask->key), "%s", key);
-    ask->call.op = op;
-    ask->call.key = (const uint8_t *)ask->key;
-    ask->call.key_length = (uint32_t)strlen(ask->key);
-    ask->call.loop = on;
+    ask->call.request.op = op;
+    ask->call.request.key = (const uint8_t *)ask->key;
+    ask->call.request.key_length = (uint32_t)strlen(ask->key);
+    ask->call.request.loop = on;
     ask->call.done = ask_done;
     ask->finished = 0;
     if (store_submit(store, &ask->call) != STORE_PENDING)
@@ -75,7 +75,7 @@ static enum store_status wait_for(struct ask *ask, struct loop *on)
     while (ask->finished == 0 && clock_now() < end)
         loop_step(on, 50);
     ck_assert_int_eq(ask->finished, 1);
-    return ask->call.status;
+    return ask->call.result.status;
 }
 
 static enum store_status run(struct ask *ask, enum store_op op, const char *key)
@@ -94,7 +94,8 @@ static struct value *new_value(const char *key, uint32_t length)
 
 static enum store_status put(const char *key, uint32_t length, bool overwrite)
 {
-    struct ask ask = {.call = {.value = new_value(key, length), .overwrite = overwrite}};
+    struct ask ask = {
+        .call = {.request = {.value = new_value(key, length), .overwrite = overwrite}}};
     return run(&ask, STORE_PUT, key);
 }
 
@@ -116,8 +117,8 @@ static struct ask inspect(const char *prefix)
 static void accounts_are_true(const char *prefix)
 {
     struct ask counted = inspect(""), walked = inspect(prefix);
-    ck_assert_uint_eq(counted.call.entries, walked.call.entries);
-    ck_assert_uint_eq(counted.call.size, walked.call.size);
+    ck_assert_uint_eq(counted.call.result.entries, walked.call.result.entries);
+    ck_assert_uint_eq(counted.call.result.size, walked.call.result.size);
     ck_assert_uint_eq(value_total(), 0);
 }
 
@@ -155,7 +156,7 @@ static void put_many(const char *name, unsigned count, uint32_t length)
 
 static unsigned count_of(const char *name)
 {
-    return (unsigned)inspect(name).call.entries;
+    return (unsigned)inspect(name).call.result.entries;
 }
 
 /* Bounds at which all entries are large ones, most are small ones, and memory comes by the large
@@ -175,11 +176,11 @@ START_TEST(it_grows)
         snprintf(key, sizeof(key), "key-%d", i);
         ck_assert(has(key));
     }
-    ck_assert_uint_eq(inspect("").call.entries, MANY);
+    ck_assert_uint_eq(inspect("").call.result.entries, MANY);
     accounts_are_true("key-");
     struct ask clear = {.finished = 0};
     ck_assert_int_eq(run(&clear, STORE_CLEAR, "key-1"), STORE_OK);
-    ck_assert_uint_eq(clear.call.entries, 11111); /* 1, 1x, … 1xxxx below 100,000 */
+    ck_assert_uint_eq(clear.call.result.entries, 11111); /* 1, 1x, … 1xxxx below 100,000 */
     accounts_are_true("key-");
     stop();
 }
@@ -198,14 +199,14 @@ START_TEST(whatever_happens_accounts_are_true)
     accounts_are_true("key-");
     ck_assert_int_eq(run(&ask, STORE_DELETE, "key-2"), STORE_OK);
     accounts_are_true("key-");
-    ask = (struct ask){.call = {.value = new_value("key-brief", 100)}};
-    ask.call.value->expires = clock_now() + 20;
+    ask = (struct ask){.call = {.request = {.value = new_value("key-brief", 100)}}};
+    ask.call.request.value->expires = clock_now() + 20;
     ck_assert_int_eq(run(&ask, STORE_PUT, "key-brief"), STORE_OK);
     for (int64_t end = clock_now() + WAIT_MS; has("key-brief") && clock_now() < end;)
         usleep(5000);
     ck_assert(!has("key-brief"));
     accounts_are_true("key-");
-    ck_assert_uint_eq(inspect("").call.entries, 1);
+    ck_assert_uint_eq(inspect("").call.result.entries, 1);
     stop();
 }
 END_TEST
@@ -218,12 +219,12 @@ START_TEST(the_bound_holds_after_every_put)
         for (unsigned i = 0; written < 2 * bounds[n]; i++) {
             uint32_t length = i % 50 == 0 ? (uint32_t)bounds[n] / 8 : i * 37 % 3000;
             ck_assert_int_eq(put(key_of("key", i), length, i % 3 == 0), STORE_OK);
-            ck_assert_uint_le(inspect("").call.size, bounds[n]);
+            ck_assert_uint_le(inspect("").call.result.size, bounds[n]);
             if (i % 100 == 0)
                 ck_assert_uint_le(memory_taken(), bounds[n] + SLACK);
             written += length + 100;
         }
-        ck_assert_uint_ge(inspect("").call.size, bounds[n] / 2);
+        ck_assert_uint_ge(inspect("").call.result.size, bounds[n] / 2);
         accounts_are_true("key-");
         stop();
     }
@@ -273,15 +274,15 @@ START_TEST(a_large_value_takes_its_room_in_slices)
         unsigned small = (unsigned)bounds[n] / 200;
         start(bounds[n]);
         put_many("key", small, 100);
-        struct ask large = {.call = {.value = new_value("key-large", length)}};
+        struct ask large = {.call = {.request = {.value = new_value("key-large", length)}}};
         submit(&large, loop, STORE_PUT, "key-large");
         if (n > 0)
             ck_assert_int_eq(large.finished, 0); /* others get their turn in between */
         ck_assert_int_eq(put("key-other", 100, false), STORE_OK);
         ck_assert_int_eq(wait_for(&large, loop), STORE_OK);
         ck_assert(has("key-large"));
-        ck_assert_uint_ge(inspect("").call.size, length);
-        ck_assert_uint_le(inspect("").call.size, bounds[n]);
+        ck_assert_uint_ge(inspect("").call.result.size, length);
+        ck_assert_uint_le(inspect("").call.result.size, bounds[n]);
         accounts_are_true("key-");
         stop();
     }
@@ -316,11 +317,11 @@ START_TEST(what_can_never_fit_evicts_nothing)
         put("key-1", 1000, false);
         put("key-2", 1000, false);
         for (unsigned i = 0; i < 2; i++) {
-            struct ask ask = {.call = {.value = new_value("key-large", lengths[i])}};
+            struct ask ask = {.call = {.request = {.value = new_value("key-large", lengths[i])}}};
             int64_t begin = clock_now();
             ck_assert_int_eq(run(&ask, STORE_PUT, "key-large"), STORE_FAILED);
-            ck_assert_int_eq(ask.call.error, ERROR_TOO_LARGE);
-            ck_assert_ptr_null(ask.call.value);
+            ck_assert_int_eq(ask.call.result.error, ERROR_TOO_LARGE);
+            ck_assert_ptr_null(ask.call.request.value);
             ck_assert(has("key-1") && has("key-2"));
             ck_assert_int_lt(clock_now() - begin, SOON_MS);
         }
@@ -337,10 +338,10 @@ START_TEST(the_first_put_is_answered_at_once)
 {
     for (unsigned n = 0; n < BOUNDS; n++) {
         start(bounds[n]);
-        struct ask ask = {.call = {.value = new_value("key", 100)}};
+        struct ask ask = {.call = {.request = {.value = new_value("key", 100)}}};
         submit(&ask, loop, STORE_PUT, "key");
         ck_assert_int_eq(ask.finished, 1);
-        ck_assert_int_eq(ask.call.status, STORE_OK);
+        ck_assert_int_eq(ask.call.result.status, STORE_OK);
         stop();
     }
 }
@@ -356,8 +357,8 @@ START_TEST(what_is_being_sent_survives_its_eviction)
         start(bounds[n]);
         put("key-1", length, false);
         ck_assert_int_eq(run(&get, STORE_GET, "key-1"), STORE_OK);
-        ck_assert((get.call.value != NULL) == (n == 0));
-        ck_assert((get.call.pinned.bytes != NULL) == (n > 0));
+        ck_assert((get.call.result.value != NULL) == (n == 0));
+        ck_assert((get.call.result.pinned.bytes != NULL) == (n > 0));
         ck_assert_uint_eq(value_total(), 0);
         for (unsigned i = 0; i < 100000 && has("key-1"); i++)
             ck_assert_int_eq(put(key_of("new", i), length, false), STORE_OK);
@@ -386,14 +387,14 @@ START_TEST(a_smaller_bound_gives_memory_back)
         if (n % 2 == 1)
             ck_assert_int_eq(run(&get, STORE_GET, key_of("key", 19999)), STORE_OK);
         store_set_max_size(store, smaller[n]);
-        ck_assert_uint_le(inspect("").call.size, smaller[n]);
+        ck_assert_uint_le(inspect("").call.result.size, smaller[n]);
         store_answer_release(&get.call);
         int64_t begin = clock_now();
         put_many("new", 100, 3000);
         put_many("new-large", 10, 50000);
         ck_assert_int_lt(clock_now() - begin, SOON_MS);
         ck_assert(has("new-large-9"));
-        ck_assert_uint_le(inspect("").call.size, smaller[n]);
+        ck_assert_uint_le(inspect("").call.result.size, smaller[n]);
         ck_assert_uint_le(memory_taken(), smaller[n] + SLACK);
         accounts_are_true("");
         /* And up again. */
@@ -414,9 +415,9 @@ START_TEST(clear_gives_memory_back)
     put_many("small", 200000, 10);
     ck_assert_uint_ge(memory_taken(), 60 * MIB);
     ck_assert_int_eq(run(&clear, STORE_CLEAR, ""), STORE_OK);
-    ck_assert_uint_eq(clear.call.entries, 220000);
-    ck_assert_uint_eq(inspect("").call.entries, 0);
-    ck_assert_uint_eq(inspect("").call.size, 0);
+    ck_assert_uint_eq(clear.call.result.entries, 220000);
+    ck_assert_uint_eq(inspect("").call.result.entries, 0);
+    ck_assert_uint_eq(inspect("").call.result.size, 0);
     ck_assert_uint_le(memory_taken(), 16 * MIB + SLACK);
     put_many("key", 20000, 3000);
     ck_assert_uint_eq(count_of("key"), 20000);
@@ -436,8 +437,9 @@ struct racer {
 static bool is_right(const struct ask *ask)
 {
     struct store_answer answer = store_answer_of(&ask->call);
-    return answer.length == 0 || (answer.bytes[0] == (uint8_t)ask->key[ask->call.key_length - 1] &&
-                                  memcmp(answer.bytes, answer.bytes + 1, answer.length - 1) == 0);
+    return answer.length == 0 ||
+           (answer.bytes[0] == (uint8_t)ask->key[ask->call.request.key_length - 1] &&
+            memcmp(answer.bytes, answer.bytes + 1, answer.length - 1) == 0);
 }
 
 static struct ask random_ask(struct racer *racer, struct loop *own, uint8_t *room)
@@ -447,14 +449,14 @@ static struct ask random_ask(struct racer *racer, struct loop *own, uint8_t *roo
     unsigned what = (unsigned)rand_r(&racer->seed) % 100;
     snprintf(key, sizeof(key), "key-%u", (unsigned)rand_r(&racer->seed) % 300);
     if (what < 45) {
-        ask.call.value = new_value(key, (uint32_t)rand_r(&racer->seed) % racer->length_max);
-        ask.call.overwrite = what < 20;
+        ask.call.request.value = new_value(key, (uint32_t)rand_r(&racer->seed) % racer->length_max);
+        ask.call.request.overwrite = what < 20;
         submit(&ask, own, STORE_PUT, key);
     } else if (what == 99) {
         submit(&ask, own, STORE_CLEAR, "key-7");
     } else {
-        ask.call.room = room;
-        ask.call.room_size = what % 2 == 0 ? VALUE_COPY_MAX : 0;
+        ask.call.request.room = room;
+        ask.call.request.room_size = what % 2 == 0 ? VALUE_COPY_MAX : 0;
         submit(&ask, own, what < 90 ? STORE_GET : STORE_DELETE, key);
     }
     wait_for(&ask, own);
@@ -468,7 +470,7 @@ static void *race(void *arg)
     uint8_t room[VALUE_COPY_MAX];
     for (int round = 0; round < ROUNDS; round++) {
         struct ask ask = random_ask(racer, own, room);
-        if (ask.call.op == STORE_GET && ask.call.status == STORE_OK) {
+        if (ask.call.request.op == STORE_GET && ask.call.result.status == STORE_OK) {
             racer->wrong |= !is_right(&ask);
             store_answer_release(&ask.call);
         }
@@ -489,7 +491,7 @@ static void race_under(uint64_t max, uint32_t length_max)
         pthread_join(racers[i].thread, NULL);
         ck_assert(!racers[i].wrong);
     }
-    ck_assert_uint_le(inspect("").call.size, max);
+    ck_assert_uint_le(inspect("").call.result.size, max);
     accounts_are_true("key-");
     stop();
 }

@@ -260,14 +260,14 @@ static void ask_done(struct store_call *call)
 {
     struct ask *ask = (struct ask *)(void *)((char *)call - offsetof(struct ask, call));
     ck_assert_msg(!ask->inside, "done() was called from inside store_submit()");
-    ck_assert_int_ne(call->status, STORE_PENDING);
+    ck_assert_int_ne(call->result.status, STORE_PENDING);
     ask->finished++;
     ask->took = clock_now() - ask->began;
 }
 
 static struct ask new_ask_of(enum store_op op, const void *key, size_t length)
 {
-    struct ask ask = {.call = {.op = op, .key_length = (uint32_t)length}};
+    struct ask ask = {.call = {.request = {.op = op, .key_length = (uint32_t)length}}};
     memcpy(ask.key, key, length);
     return ask;
 }
@@ -280,9 +280,9 @@ static struct ask new_ask(enum store_op op, const char *key)
 static struct ask new_put_of(const void *key, size_t key_length, const void *bytes, size_t length)
 {
     struct ask ask = new_ask_of(STORE_PUT, key, key_length);
-    ask.call.value = value_new(key, key_length, (uint32_t)length);
-    ck_assert_ptr_nonnull(ask.call.value);
-    memcpy(value_bytes(ask.call.value), bytes, length);
+    ask.call.request.value = value_new(key, key_length, (uint32_t)length);
+    ck_assert_ptr_nonnull(ask.call.request.value);
+    memcpy(value_bytes(ask.call.request.value), bytes, length);
     return ask;
 }
 
@@ -293,16 +293,16 @@ static struct ask new_put(const char *key, const char *bytes)
 
 static void submit(struct loop *loop, struct ask *ask)
 {
-    ask->call.loop = loop;
+    ask->call.request.loop = loop;
     ask->call.done = ask_done;
-    ask->call.key = ask->key;
+    ask->call.request.key = ask->key;
     ask->began = clock_now();
     ask->inside = true;
     enum store_status status = store_submit(bench.store, &ask->call);
     ask->inside = false;
-    ck_assert_int_eq(status, ask->call.status);
+    ck_assert_int_eq(status, ask->call.result.status);
     ck_assert_int_eq(ask->finished, 0);
-    ck_assert(ask->call.op != STORE_PUT || ask->call.value == NULL);
+    ck_assert(ask->call.request.op != STORE_PUT || ask->call.request.value == NULL);
     if (status != STORE_PENDING) {
         ask->finished++;
         ask->took = clock_now() - ask->began;
@@ -315,7 +315,7 @@ static enum store_status wait_for(struct loop *loop, struct ask *ask)
     while (ask->finished == 0 && clock_now() < end)
         loop_step(loop, 100);
     ck_assert_int_eq(ask->finished, 1);
-    return ask->call.status;
+    return ask->call.result.status;
 }
 
 static enum store_status run(struct ask *ask)
@@ -335,11 +335,11 @@ static void pass(int64_t milliseconds)
 static void expect_status(struct ask ask, enum store_status status)
 {
     enum store_status got = run(&ask);
-    ck_assert_msg(got == status, "op %d of %.*s: %d instead of %d: %s", (int)ask.call.op,
-                  (int)ask.call.key_length, (const char *)ask.key, (int)got, (int)status,
-                  got == STORE_FAILED ? ask.call.text : "");
-    if (ask.call.op == STORE_GET && got == STORE_OK)
-        value_unref(ask.call.value);
+    ck_assert_msg(got == status, "op %d of %.*s: %d instead of %d: %s", (int)ask.call.request.op,
+                  (int)ask.call.request.key_length, (const char *)ask.key, (int)got, (int)status,
+                  got == STORE_FAILED ? ask.call.result.text : "");
+    if (ask.call.request.op == STORE_GET && got == STORE_OK)
+        value_unref(ask.call.request.value);
 }
 
 static void put(const char *key, const char *bytes)
@@ -349,16 +349,17 @@ static void put(const char *key, const char *bytes)
 
 static void expect_bytes(const struct ask *get, const void *bytes, size_t length)
 {
-    ck_assert_int_eq(get->call.status, STORE_OK);
-    ck_assert_uint_eq(get->call.value->length, length);
-    ck_assert(memcmp(value_bytes(get->call.value), bytes, length) == 0);
-    value_unref(get->call.value);
+    ck_assert_int_eq(get->call.result.status, STORE_OK);
+    ck_assert_uint_eq(get->call.result.value->length, length);
+    ck_assert(memcmp(value_bytes(get->call.result.value), bytes, length) == 0);
+    value_unref(get->call.result.value);
 }
 
 static void expect_get(const char *key, const char *bytes)
 {
     struct ask get = new_ask(STORE_GET, key);
-    ck_assert_msg(run(&get) == STORE_OK, "GET %s: %d %s", key, (int)get.call.status, get.call.text);
+    ck_assert_msg(run(&get) == STORE_OK, "GET %s: %d %s", key, (int)get.call.result.status,
+                  get.call.result.text);
     expect_bytes(&get, bytes, strlen(bytes));
 }
 
@@ -366,9 +367,9 @@ static void expect_get(const char *key, const char *bytes)
 static void expect_failure_after(struct ask ask, enum error_code error, int64_t least)
 {
     ck_assert_int_eq(run(&ask), STORE_FAILED);
-    ck_assert_msg(ask.call.error == error, "%s: %s", message_error_name(ask.call.error),
-                  ask.call.text);
-    ck_assert_msg(ask.took >= least, "%s: after %d ms", ask.call.text, (int)ask.took);
+    ck_assert_msg(ask.call.result.error == error, "%s: %s",
+                  message_error_name(ask.call.result.error), ask.call.result.text);
+    ck_assert_msg(ask.took >= least, "%s: after %d ms", ask.call.result.text, (int)ask.took);
 }
 
 /* That it needs no time-out to fail shows where these are endless. */
@@ -385,7 +386,7 @@ static void until_it_answers(void)
         struct ask head = new_ask(STORE_HEAD, "nothing");
         if (run(&head) == STORE_MISS)
             return;
-        ck_assert_msg(clock_now() < end, "no answer: %s", head.call.text);
+        ck_assert_msg(clock_now() < end, "no answer: %s", head.call.result.text);
         pass(10);
     }
 }
@@ -405,9 +406,9 @@ static void expect_copy(const char *key, const char *bytes)
     submit(bench.loop, &head);
     ck_assert_int_eq(get.finished, 1);
     ck_assert_int_eq(head.finished, 1);
-    ck_assert_int_eq(head.call.status, STORE_OK);
-    ck_assert_uint_eq(head.call.length, strlen(bytes));
-    ck_assert_int_eq(get.call.status, STORE_OK);
+    ck_assert_int_eq(head.call.result.status, STORE_OK);
+    ck_assert_uint_eq(head.call.result.length, strlen(bytes));
+    ck_assert_int_eq(get.call.result.status, STORE_OK);
     struct store_answer answer = store_answer_of(&get.call);
     ck_assert_uint_eq(answer.length, strlen(bytes));
     ck_assert(memcmp(answer.bytes, bytes, answer.length) == 0);
@@ -428,7 +429,7 @@ START_TEST(an_entry_is_one_string_under_the_prefix)
     char header[16];
     start();
     struct ask ask = new_put("key", "value");
-    ask.call.value->flags = 0x01020304;
+    ask.call.request.value->flags = 0x01020304;
     expect_status(ask, STORE_OK);
     ck_assert_int_eq(raw_number("DBSIZE"), 1);
     ck_assert_int_eq(raw_number("STRLEN liara/key"), 16 + 5);
@@ -437,11 +438,11 @@ START_TEST(an_entry_is_one_string_under_the_prefix)
 
     struct ask get = new_ask(STORE_GET, "key"), head = new_ask(STORE_HEAD, "key");
     ck_assert_int_eq(run(&get), STORE_OK);
-    ck_assert_uint_eq(get.call.value->flags, 0x01020304);
+    ck_assert_uint_eq(get.call.result.value->flags, 0x01020304);
     expect_bytes(&get, "value", 5);
     ck_assert_int_eq(run(&head), STORE_OK);
-    ck_assert_uint_eq(head.call.flags, 0x01020304);
-    ck_assert_uint_eq(head.call.length, 5);
+    ck_assert_uint_eq(head.call.result.flags, 0x01020304);
+    ck_assert_uint_eq(head.call.result.length, 5);
 }
 END_TEST
 
@@ -467,7 +468,7 @@ START_TEST(keys_are_bytes)
     for (int i = 0; i < KEYS; i++) {
         struct ask clear = new_ask_of(STORE_CLEAR, keys[i].key, keys[i].length);
         ck_assert_int_eq(run(&clear), STORE_OK);
-        ck_assert_uint_eq(clear.call.entries, 1);
+        ck_assert_uint_eq(clear.call.result.entries, 1);
         ck_assert_int_eq(raw_number("DBSIZE"), KEYS - 1 - i);
     }
 }
@@ -494,11 +495,11 @@ START_TEST(clear_takes_only_its_own)
 
     struct ask one = new_ask(STORE_CLEAR, "one/"), all = new_ask(STORE_CLEAR, "");
     ck_assert_int_eq(run(&one), STORE_OK);
-    ck_assert_uint_eq(one.call.entries, OURS / 2);
+    ck_assert_uint_eq(one.call.result.entries, OURS / 2);
     ck_assert_int_eq(raw_number("DBSIZE"), OURS / 2 + 6);
     expect_get("two/1", "value");
     ck_assert_int_eq(run(&all), STORE_OK);
-    ck_assert_uint_eq(all.call.entries, OURS / 2);
+    ck_assert_uint_eq(all.call.result.entries, OURS / 2);
     for (size_t i = 0; i < 6; i++)
         ck_assert_int_eq(raw_number("EXISTS %s", foreign[i]), 1);
     raw_number("SELECT 1");
@@ -519,16 +520,16 @@ START_TEST(inspect_extrapolates)
     }
     struct ask ask = new_ask(STORE_INSPECT, "");
     ck_assert_int_eq(run(&ask), STORE_OK);
-    ck_assert(ask.call.approximate);
+    ck_assert(ask.call.result.approximate);
     /* SCAN may name a key twice while the server resizes its table. */
-    ck_assert_uint_ge(ask.call.entries, ENTRIES);
-    ck_assert_uint_le(ask.call.entries, ENTRIES + ENTRIES / 20);
-    ck_assert_uint_eq(ask.call.size, ask.call.entries * 16);
+    ck_assert_uint_ge(ask.call.result.entries, ENTRIES);
+    ck_assert_uint_le(ask.call.result.entries, ENTRIES + ENTRIES / 20);
+    ck_assert_uint_eq(ask.call.result.size, ask.call.result.entries * 16);
 
     struct ask some = new_ask(STORE_INSPECT, "k0000");
     ck_assert_int_eq(run(&some), STORE_OK);
-    ck_assert_uint_eq(some.call.entries, 10);
-    ck_assert_uint_eq(some.call.size, 160);
+    ck_assert_uint_eq(some.call.result.entries, 10);
+    ck_assert_uint_eq(some.call.result.size, 160);
 }
 END_TEST
 
@@ -551,7 +552,7 @@ START_TEST(what_is_foreign_is_a_miss_and_stays)
     ck_assert_int_eq(logged("none of ours"), 1);
 
     struct ask over = new_put("list", "ours");
-    over.call.overwrite = true;
+    over.call.request.overwrite = true;
     expect_status(over, STORE_OK);
     expect_get("list", "ours");
     expect_status(new_ask(STORE_DELETE, "key"), STORE_OK);
@@ -591,11 +592,11 @@ END_TEST
 static void put_living(const char *key, int64_t lives, long long *server, int64_t *told)
 {
     struct ask ask = new_put(key, "value"), get = new_ask(STORE_GET, key);
-    ask.call.value->expires = lives == 0 ? CLOCK_NEVER : clock_now() + lives;
+    ask.call.request.value->expires = lives == 0 ? CLOCK_NEVER : clock_now() + lives;
     expect_status(ask, STORE_OK);
     *server = raw_number("PTTL liara/%s", key);
     ck_assert_int_eq(run(&get), STORE_OK);
-    *told = get.call.value->expires;
+    *told = get.call.result.value->expires;
     if (*told != CLOCK_NEVER)
         *told -= clock_now();
     expect_bytes(&get, "value", 5);
@@ -615,8 +616,8 @@ static void expect_life(const char *key, int64_t lives, int64_t milliseconds)
     ck_assert_int_ge(server, least);
     ck_assert_int_le(told, milliseconds);
     ck_assert_int_ge(told, least);
-    ck_assert_int_le(head.call.expires, now + milliseconds);
-    ck_assert_int_ge(head.call.expires, now + least);
+    ck_assert_int_le(head.call.result.expires, now + milliseconds);
+    ck_assert_int_ge(head.call.result.expires, now + least);
 }
 
 START_TEST(a_life_is_the_shorter_of_two)
@@ -635,7 +636,7 @@ START_TEST(a_life_is_the_shorter_of_two)
     ck_assert_int_eq(server, -1);
     ck_assert_int_eq(told, CLOCK_NEVER);
     ck_assert_int_eq(run(&head), STORE_OK);
-    ck_assert_int_eq(head.call.expires, CLOCK_NEVER);
+    ck_assert_int_eq(head.call.result.expires, CLOCK_NEVER);
     expect_life("alone", 7200000, 7200000);
 }
 END_TEST
@@ -644,8 +645,8 @@ START_TEST(past_its_end_it_is_gone)
 {
     start();
     struct ask brief = new_put("brief", "value"), past = new_put("past", "value");
-    brief.call.value->expires = clock_now() + 60;
-    past.call.value->expires = clock_now() - 5;
+    brief.call.request.value->expires = clock_now() + 60;
+    past.call.request.value->expires = clock_now() - 5;
     expect_status(brief, STORE_OK);
     expect_status(past, STORE_OK);
     pass(120);
@@ -654,11 +655,11 @@ START_TEST(past_its_end_it_is_gone)
     put("brief", "again");
     /* An overwrite without an end takes the old one away. */
     struct ask over = new_put("brief", "third");
-    over.call.overwrite = true;
-    over.call.value->expires = clock_now() + 100;
+    over.call.request.overwrite = true;
+    over.call.request.value->expires = clock_now() + 100;
     expect_status(over, STORE_OK);
     over = new_put("brief", "fourth");
-    over.call.overwrite = true;
+    over.call.request.overwrite = true;
     expect_status(over, STORE_OK);
     pass(150);
     expect_get("brief", "fourth");
@@ -684,8 +685,8 @@ static void expect_refusal(const char *words)
     for (int i = 0; i < 3; i++) {
         struct ask ask = new_ask(STORE_GET, "key");
         ck_assert_int_eq(run(&ask), STORE_FAILED);
-        ck_assert_int_eq(ask.call.error, ERROR_UNAVAILABLE);
-        ck_assert_msg(strstr(ask.call.text, words) != NULL, "%s", ask.call.text);
+        ck_assert_int_eq(ask.call.result.error, ERROR_UNAVAILABLE);
+        ck_assert_msg(strstr(ask.call.result.text, words) != NULL, "%s", ask.call.result.text);
         pass(200);
     }
     ck_assert_int_eq(logged("Redis at"), 1);
@@ -841,7 +842,8 @@ static void expect_cheap_failures(void)
     for (int i = 0; i < 20; i++) {
         struct ask ask = new_ask(STORE_GET, "key-3");
         ck_assert_int_eq(run(&ask), STORE_FAILED);
-        ck_assert(ask.call.error == ERROR_UNAVAILABLE || ask.call.error == ERROR_TIMEOUT);
+        ck_assert(ask.call.result.error == ERROR_UNAVAILABLE ||
+                  ask.call.result.error == ERROR_TIMEOUT);
     }
     ck_assert_int_lt(clock_now() - began, 10 * bench.config.redis_timeout);
 }
@@ -864,7 +866,7 @@ START_TEST(a_stopped_server_costs_the_timeout_and_no_more)
         submit(bench.loop, &second);
         ck_assert_int_eq(wait_for(bench.loop, &first), STORE_FAILED);
         ck_assert_int_eq(wait_for(bench.loop, &second), STORE_FAILED);
-        ck_assert_int_eq(first.call.error, ERROR_TIMEOUT);
+        ck_assert_int_eq(first.call.result.error, ERROR_TIMEOUT);
         ck_assert_int_ge(first.took, bench.config.redis_timeout);
         expect_cheap_failures();
         pass(round * 3500);
@@ -895,7 +897,7 @@ START_TEST(a_killed_server_is_used_again)
     kill_server();
     for (int i = 0; i < 3; i++) {
         ck_assert_int_eq(wait_for(bench.loop, &asks[i]), STORE_FAILED);
-        ck_assert_int_eq(asks[i].call.error, ERROR_UNAVAILABLE);
+        ck_assert_int_eq(asks[i].call.result.error, ERROR_UNAVAILABLE);
     }
     pass(20);
     for (int i = 0; i < 5; i++)
@@ -1147,7 +1149,8 @@ START_TEST(more_answers_than_questions_do_no_harm)
     for (int i = 0; i < 3; i++) {
         struct ask ask = new_ask(STORE_GET, "key");
         run(&ask);
-        ck_assert(ask.call.status == STORE_MISS || ask.call.error == ERROR_UNAVAILABLE);
+        ck_assert(ask.call.result.status == STORE_MISS ||
+                  ask.call.result.error == ERROR_UNAVAILABLE);
         pass(150);
     }
     fake_await(&fake, 2);
@@ -1176,7 +1179,7 @@ START_TEST(every_method_survives_every_kind_of_answer)
         struct ask ask = op == STORE_PUT ? new_put("key", "value") : new_ask(op, "key");
         enum store_status status = run(&ask);
         ck_assert(!(op == STORE_GET && status == STORE_OK));
-        for (const char *c = ask.call.text; status == STORE_FAILED && *c != '\0'; c++)
+        for (const char *c = ask.call.result.text; status == STORE_FAILED && *c != '\0'; c++)
             ck_assert(*c >= 0x20 && *c <= 0x7e);
         pass(120);
     }
@@ -1192,7 +1195,7 @@ START_TEST(a_scan_without_end_ends)
     fake_start(&fake);
     struct ask inspect = new_ask(STORE_INSPECT, "");
     ck_assert_int_eq(run(&inspect), STORE_OK);
-    ck_assert(inspect.call.approximate);
+    ck_assert(inspect.call.result.approximate);
     ck_assert_int_ge(inspect.took, 5 * 1500);
     expect_failure_after(new_ask(STORE_CLEAR, ""), ERROR_TIMEOUT, 5 * 1500);
     fake_stop(&fake);
@@ -1270,7 +1273,7 @@ START_TEST(values_of_every_size_are_whole)
         for (size_t length = sizes[i]; length < sizes[i] + 5; length++) {
             struct ask put_it = new_put_of("key", 3, bytes, length),
                        get = new_ask(STORE_GET, "key");
-            put_it.call.overwrite = true;
+            put_it.call.request.overwrite = true;
             expect_status(put_it, STORE_OK);
             run(&get);
             expect_bytes(&get, bytes, length);
@@ -1317,10 +1320,10 @@ static void *replace(void *arg)
     for (unsigned i = 0; i < REPLACED; i++) {
         size_t length = 500000 + i * 7 % 5 * 900000;
         struct ask ask = new_ask(STORE_PUT, "key");
-        ask.call.value = value_new(ask.key, 3, (uint32_t)length);
-        memset(value_bytes(ask.call.value), (int)i, length);
-        ask.call.value->flags = (uint32_t)length;
-        ask.call.overwrite = true;
+        ask.call.request.value = value_new(ask.key, 3, (uint32_t)length);
+        memset(value_bytes(ask.call.request.value), (int)i, length);
+        ask.call.request.value->flags = (uint32_t)length;
+        ask.call.request.overwrite = true;
         submit(loop, &ask);
         ck_assert_int_eq(wait_for(loop, &ask), STORE_OK);
     }
@@ -1339,16 +1342,17 @@ START_TEST(an_entry_that_is_replaced_is_whole)
     for (int i = 0; i < REPLACED; i++) {
         struct ask get = new_ask(STORE_GET, "key"), head = new_ask(STORE_HEAD, "key");
         ck_assert_int_eq(run(&head), STORE_OK);
-        ck_assert(head.call.flags == head.call.length || head.call.length == 5);
-        if (run(&get) != STORE_OK || get.call.value->length == 5) {
-            value_unref(get.call.value);
+        ck_assert(head.call.result.flags == head.call.result.length ||
+                  head.call.result.length == 5);
+        if (run(&get) != STORE_OK || get.call.result.value->length == 5) {
+            value_unref(get.call.result.value);
             continue;
         }
-        const uint8_t *bytes = value_bytes(get.call.value);
-        uint32_t length = get.call.value->length;
-        ck_assert_uint_eq(get.call.value->flags, length);
+        const uint8_t *bytes = value_bytes(get.call.result.value);
+        uint32_t length = get.call.result.value->length;
+        ck_assert_uint_eq(get.call.result.value->flags, length);
         ck_assert(memcmp(bytes, bytes + 1, length - 1) == 0);
-        value_unref(get.call.value);
+        value_unref(get.call.result.value);
     }
     pthread_join(racer.thread, NULL);
     ck_assert_int_eq(logged("damaged"), 0);
@@ -1375,7 +1379,8 @@ START_TEST(a_value_beyond_the_servers_limit_is_refused)
     raw_number("CONFIG SET proto-max-bulk-len 1mb");
     struct ask late = new_put_of("late", 4, bytes, 2 * LIMIT);
     ck_assert_int_eq(run(&late), STORE_FAILED);
-    ck_assert(late.call.error == ERROR_TOO_LARGE || late.call.error == ERROR_UNAVAILABLE);
+    ck_assert(late.call.result.error == ERROR_TOO_LARGE ||
+              late.call.result.error == ERROR_UNAVAILABLE);
     expect_back("key", "value");
     free(bytes);
 }
@@ -1388,8 +1393,8 @@ START_TEST(a_full_server_is_no_space)
     raw_number("CONFIG SET maxmemory 1");
     struct ask ask = new_put("other", "value");
     ck_assert_int_eq(run(&ask), STORE_FAILED);
-    ck_assert_int_eq(ask.call.error, ERROR_NO_SPACE);
-    ck_assert_msg(strstr(ask.call.text, "OOM") != NULL, "%s", ask.call.text);
+    ck_assert_int_eq(ask.call.result.error, ERROR_NO_SPACE);
+    ck_assert_msg(strstr(ask.call.result.text, "OOM") != NULL, "%s", ask.call.result.text);
     expect_get("key", "value");
 }
 END_TEST
@@ -1417,7 +1422,7 @@ START_TEST(what_is_not_allowed_is_denied)
     expect_status(new_ask(STORE_GET, "key"), STORE_MISS);
     struct ask persist = new_ask(STORE_PERSIST, "");
     ck_assert_int_eq(run(&persist), STORE_OK);
-    ck_assert(!persist.call.durable);
+    ck_assert(!persist.call.result.durable);
 }
 END_TEST
 
@@ -1437,7 +1442,7 @@ START_TEST(a_server_without_unlink_is_asked_to_del)
     expect_status(new_ask(STORE_DELETE, "two"), STORE_MISS);
     struct ask clear = new_ask(STORE_CLEAR, "");
     ck_assert_int_eq(run(&clear), STORE_OK);
-    ck_assert_uint_eq(clear.call.entries, 2);
+    ck_assert_uint_eq(clear.call.result.entries, 2);
 }
 END_TEST
 
@@ -1448,7 +1453,7 @@ START_TEST(clear_goes_by_del_where_it_must)
     put("one", "1");
     struct ask clear = new_ask(STORE_CLEAR, "");
     ck_assert_int_eq(run(&clear), STORE_OK);
-    ck_assert_uint_eq(clear.call.entries, 1);
+    ck_assert_uint_eq(clear.call.result.entries, 1);
 }
 END_TEST
 
@@ -1456,7 +1461,7 @@ static bool persists(void)
 {
     struct ask ask = new_ask(STORE_PERSIST, "");
     ck_assert_int_eq(run(&ask), STORE_OK);
-    return ask.call.durable;
+    return ask.call.result.durable;
 }
 
 START_TEST(persist_says_what_the_server_does)
@@ -1495,8 +1500,8 @@ START_TEST(detaching_fails_what_is_on_its_way)
     store_detach(bench.store, bench.loop);
     for (int i = 0; i < STORE_PERSIST + 2; i++) {
         ck_assert_int_eq(asks[i].finished, 1);
-        ck_assert_int_eq(asks[i].call.status, STORE_FAILED);
-        ck_assert_int_eq(asks[i].call.error, ERROR_UNAVAILABLE);
+        ck_assert_int_eq(asks[i].call.result.status, STORE_FAILED);
+        ck_assert_int_eq(asks[i].call.result.error, ERROR_UNAVAILABLE);
     }
     ck_assert_uint_eq(value_total(), 0);
     free(bytes);
@@ -1510,7 +1515,7 @@ START_TEST(detaching_while_connecting_is_fine)
     submit(bench.loop, &ask);
     store_detach(bench.store, bench.loop);
     ck_assert_int_eq(ask.finished, 1);
-    ck_assert_int_eq(ask.call.status, STORE_FAILED);
+    ck_assert_int_eq(ask.call.result.status, STORE_FAILED);
     struct ask none = new_put("key", "value");
     ck_assert_int_eq(run(&none), STORE_FAILED);
 }
@@ -1527,9 +1532,9 @@ static void chain_done(struct store_call *call)
         return;
     struct ask *ask = &chain[chained % 2];
     *ask = new_ask(STORE_GET, "key");
-    ask->call.loop = bench.loop;
+    ask->call.request.loop = bench.loop;
     ask->call.done = chain_done;
-    ask->call.key = ask->key;
+    ask->call.request.key = ask->key;
     if (store_submit(bench.store, &ask->call) != STORE_PENDING)
         chained = 1000;
     else if (chained == 25)
@@ -1540,9 +1545,9 @@ START_TEST(who_is_answered_may_ask_at_once)
 {
     start();
     chain[0] = new_ask(STORE_GET, "key");
-    chain[0].call.loop = bench.loop;
+    chain[0].call.request.loop = bench.loop;
     chain[0].call.done = chain_done;
-    chain[0].call.key = chain[0].key;
+    chain[0].call.request.key = chain[0].key;
     ck_assert_int_eq(store_submit(bench.store, &chain[0].call), STORE_PENDING);
     int64_t end = clock_now() + WAIT_MS;
     while (chained < 50 && clock_now() < end)
@@ -1563,7 +1568,7 @@ static void *race(void *arg)
         pthread_barrier_wait(racer->barrier);
         submit(loop, &ask);
         enum store_status status = wait_for(loop, &ask);
-        ck_assert_msg(status == STORE_OK || status == STORE_EXISTS, "%s", ask.call.text);
+        ck_assert_msg(status == STORE_OK || status == STORE_EXISTS, "%s", ask.call.result.text);
         racer->stored[i] = status == STORE_OK;
     }
     store_detach(bench.store, loop);
@@ -1615,7 +1620,7 @@ static void *endure(void *arg)
         struct ask get = new_ask(STORE_GET, "key");
         submit(loop, &get);
         wait_for(loop, &get);
-        bool ok = get.call.status == STORE_OK;
+        bool ok = get.call.result.status == STORE_OK;
         if (ok)
             expect_bytes(&get, "value", 5);
         atomic_fetch_add(ok ? &outage.answered[racer->index] : &outage.failed[racer->index], 1);
@@ -1769,7 +1774,7 @@ START_TEST(a_change_ends_what_others_did_behind_its_back)
 {
     start_with_memory();
     struct ask over = new_put("key", "newer");
-    over.call.overwrite = true;
+    over.call.request.overwrite = true;
     expect_status(over, STORE_OK);
     expect_get("key", "newer");
     expect_copy("key", "newer");
@@ -1792,7 +1797,7 @@ START_TEST(a_change_that_the_server_refuses_leaves_nothing_open)
     start_with_memory();
     raw_number("CONFIG SET maxmemory 1");
     struct ask over = new_put("key", "newer");
-    over.call.overwrite = true;
+    over.call.request.overwrite = true;
     expect_failure(over, ERROR_NO_SPACE);
     expect_get("key", "value");
     expect_copy("key", "value");
@@ -1806,7 +1811,7 @@ START_TEST(a_change_whose_answer_is_lost_may_still_come)
     start_with_memory();
     raw_string(entry, sizeof(entry), "GET liara/key");
     struct ask over = new_put("key", "newer");
-    over.call.overwrite = true;
+    over.call.request.overwrite = true;
     kill(bench.server, SIGSTOP);
     submit(bench.loop, &over);
     pass(50);
@@ -1832,7 +1837,7 @@ START_TEST(beside_a_change_no_copy_answers)
                         : _i == 1 ? new_ask(STORE_DELETE, "key")
                                   : new_ask(STORE_CLEAR, "ke");
     struct ask get = new_ask(STORE_GET, "key"), head = new_ask(STORE_HEAD, "key");
-    change.call.overwrite = true;
+    change.call.request.overwrite = true;
     submit(bench.loop, &change);
     pass(50);
     submit(bench.loop, &get);
@@ -1844,7 +1849,7 @@ START_TEST(beside_a_change_no_copy_answers)
     enum store_status status = wait_for(bench.loop, &get);
     ck_assert(status == STORE_OK || _i > 0);
     if (status == STORE_OK)
-        value_unref(get.call.value);
+        value_unref(get.call.result.value);
     wait_for(bench.loop, &head);
     if (_i == 0)
         expect_get("key", "newer");
@@ -1896,11 +1901,11 @@ static enum store_status ping(struct redis_conn *conn, struct loop *loop)
     int64_t end = clock_now() + WAIT_MS;
     ping.op.call = &ping.call;
     if (!redis_conn_start(conn, &ping.op))
-        return ping.call.status;
+        return ping.call.result.status;
     while (ping.finished == 0 && clock_now() < end)
         loop_step(loop, 100);
     ck_assert_int_eq(ping.finished, 1);
-    return ping.call.status;
+    return ping.call.result.status;
 }
 
 /* Of several addresses the next is tried at once where nobody listens, or nothing comes back. */

@@ -42,12 +42,11 @@ static struct store_call call_of(enum store_op op, const char *key)
 {
     const uint8_t *bytes = (const uint8_t *)key;
     uint32_t length = (uint32_t)strlen(key);
-    return (struct store_call){.op = op,
-                               .key = bytes,
-                               .key_length = length,
-                               .hash = store_hash(bytes, length),
-                               .loop = loop,
-                               .fd = -1};
+    return (struct store_call){.request = {.op = op,
+                                           .key = bytes,
+                                           .key_length = length,
+                                           .hash = store_hash(bytes, length),
+                                           .loop = loop}};
 }
 
 static uint64_t generation_of(const char *key)
@@ -61,7 +60,7 @@ static void fill_bytes(const char *key, const void *bytes, uint32_t length, int6
                        uint64_t generation)
 {
     struct store_call call = call_of(STORE_GET, key);
-    struct value *value = value_new(call.key, call.key_length, length);
+    struct value *value = value_new(call.request.key, call.request.key_length, length);
     ck_assert_ptr_nonnull(value);
     memcpy(value_bytes(value), bytes, length);
     value->expires = expires;
@@ -125,11 +124,11 @@ START_TEST(large_values_are_kept_and_handed_out_by_reference)
     memset(bytes, 7, sizeof(bytes));
     fill_bytes("key", bytes, sizeof(bytes), CLOCK_NEVER, generation_of("key"));
     ck_assert_int_eq(redis_cache_find(cache, &call), STORE_OK);
-    ck_assert_ptr_nonnull(call.value);
+    ck_assert_ptr_nonnull(call.result.value);
     begin("key");
     ck_assert(!has("key"));
-    ck_assert(memcmp(value_bytes(call.value), bytes, sizeof(bytes)) == 0);
-    value_unref(call.value);
+    ck_assert(memcmp(value_bytes(call.result.value), bytes, sizeof(bytes)) == 0);
+    value_unref(call.result.value);
     end("key", false);
     stop();
 }
@@ -214,7 +213,7 @@ START_TEST(a_copy_ends_when_its_value_does)
     fill_bytes("brief", "value", 5, end_of_life, generation_of("brief"));
     struct store_call call = call_of(STORE_HEAD, "brief");
     if (redis_cache_find(cache, &call) == STORE_OK)
-        ck_assert_int_eq(call.expires, end_of_life);
+        ck_assert_int_eq(call.result.expires, end_of_life);
     while (clock_now() < end_of_life)
         sched_yield();
     ck_assert(!has("brief"));
@@ -264,7 +263,7 @@ static bool cleared;
 
 static void copies_cleared(struct store_call *call)
 {
-    ck_assert_int_eq(call->status, STORE_OK);
+    ck_assert_int_eq(call->result.status, STORE_OK);
     cleared = true;
 }
 

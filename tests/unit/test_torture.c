@@ -93,19 +93,19 @@ static void finished(struct store_call *call)
 
 static enum store_status run(struct torturer *torturer, struct ask *ask, enum store_op op)
 {
-    ask->call.op = op;
-    ask->call.key = (const uint8_t *)ask->name;
-    ask->call.key_length = (uint32_t)strlen(ask->name);
-    ask->call.loop = torturer->loop;
+    ask->call.request.op = op;
+    ask->call.request.key = (const uint8_t *)ask->name;
+    ask->call.request.key_length = (uint32_t)strlen(ask->name);
+    ask->call.request.loop = torturer->loop;
     ask->call.done = finished;
     ask->finished = false;
     if (store_submit(store, &ask->call) != STORE_PENDING)
-        return ask->call.status;
+        return ask->call.result.status;
     int64_t end = clock_now() + WAIT_MS;
     while (!ask->finished && clock_now() < end)
         loop_step(torturer->loop, 50);
     ck_assert(ask->finished);
-    return ask->call.status;
+    return ask->call.result.status;
 }
 
 static void name_key(struct ask *ask, unsigned key)
@@ -117,16 +117,16 @@ static void name_key(struct ask *ask, unsigned key)
 static void put(struct torturer *torturer, struct ask *ask, unsigned key, uint64_t number)
 {
     uint32_t length = length_of(key, number, torturer->length_max);
-    ask->call.value = value_new((const uint8_t *)ask->name, strlen(ask->name), length);
-    ck_assert_ptr_nonnull(ask->call.value);
-    fill(value_bytes(ask->call.value), key, number, length);
-    ask->call.value->flags = (uint32_t)number;
+    ask->call.request.value = value_new((const uint8_t *)ask->name, strlen(ask->name), length);
+    ck_assert_ptr_nonnull(ask->call.request.value);
+    fill(value_bytes(ask->call.request.value), key, number, length);
+    ask->call.request.value->flags = (uint32_t)number;
     if (number % 4 == 0)
-        ask->call.value->expires = clock_now() + 1000000;
-    ask->call.overwrite = true;
+        ask->call.request.value->expires = clock_now() + 1000000;
+    ask->call.request.overwrite = true;
     enum store_status status = run(torturer, ask, STORE_PUT);
     ck_assert_msg(status == STORE_OK, "PUT of %u bytes: %d, %s", length, (int)status,
-                  ask->call.text);
+                  ask->call.result.text);
     atomic_store_explicit(&done[key], number << 1, memory_order_release);
 }
 
@@ -170,7 +170,7 @@ static void check(const struct kept *kept, uint64_t before, uint32_t length_max)
 /* A copy lies in the room, which here is the ask's own. */
 static void release(struct kept *kept, uint32_t length_max)
 {
-    if (kept->ask.call.value != NULL || kept->ask.call.pinned.bytes != NULL)
+    if (kept->ask.call.result.value != NULL || kept->ask.call.result.pinned.bytes != NULL)
         check(kept, 0, length_max);
     store_answer_release(&kept->ask.call);
 }
@@ -184,8 +184,8 @@ static void *read_all(void *arg)
         release(one, torturer->length_max);
         *one = (struct kept){.key = (unsigned)(next_random(torturer) % KEYS)};
         name_key(&one->ask, one->key);
-        one->ask.call.room = one->ask.room;
-        one->ask.call.room_size = next_random(torturer) % 2 == 0 ? VALUE_COPY_MAX : 0;
+        one->ask.call.request.room = one->ask.room;
+        one->ask.call.request.room_size = next_random(torturer) % 2 == 0 ? VALUE_COPY_MAX : 0;
         uint64_t before = atomic_load_explicit(&done[one->key], memory_order_acquire);
         if (run(torturer, &one->ask, STORE_GET) != STORE_OK) {
             torturer->misses++;
@@ -229,11 +229,11 @@ static void accounts_are_true(struct torturer *torturer)
     for (char letter = 'a'; letter < 'a' + 16; letter++) {
         struct ask some = {.finished = false, .name = {letter}};
         ck_assert_int_eq(run(torturer, &some, STORE_INSPECT), STORE_OK);
-        entries += some.call.entries;
-        size += some.call.size;
+        entries += some.call.result.entries;
+        size += some.call.result.size;
     }
-    ck_assert_uint_eq(all.call.entries, entries);
-    ck_assert_uint_eq(all.call.size, size);
+    ck_assert_uint_eq(all.call.result.entries, entries);
+    ck_assert_uint_eq(all.call.result.size, size);
     ck_assert_uint_eq(value_total(), 0);
 }
 

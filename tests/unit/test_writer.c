@@ -83,10 +83,10 @@ static void ask_done(struct store_call *call)
 static void submit(struct ask *ask, enum store_op op, const char *key)
 {
     snprintf(ask->key, sizeof(ask->key), "%s", key);
-    ask->call.op = op;
-    ask->call.key = (const uint8_t *)ask->key;
-    ask->call.key_length = (uint32_t)strlen(key);
-    ask->call.loop = loop;
+    ask->call.request.op = op;
+    ask->call.request.key = (const uint8_t *)ask->key;
+    ask->call.request.key_length = (uint32_t)strlen(key);
+    ask->call.request.loop = loop;
     ask->call.done = ask_done;
     ask->finished = store_submit(store, &ask->call) != STORE_PENDING;
 }
@@ -97,7 +97,7 @@ static enum store_status wait_for(struct ask *ask)
     while (ask->finished == 0 && clock_now() < end)
         loop_step(loop, 50);
     ck_assert_int_eq(ask->finished, 1);
-    return ask->call.status;
+    return ask->call.result.status;
 }
 
 static enum store_status run(enum store_op op, const char *key)
@@ -117,8 +117,8 @@ static void begin_put(struct ask *ask, const char *key, uint32_t id, uint32_t le
     ck_assert_ptr_nonnull(value);
     memset(value_bytes(value), (int)(id * 31), length);
     memcpy(value_bytes(value), &id, sizeof(id));
-    ask->call.value = value;
-    ask->call.overwrite = overwrite;
+    ask->call.request.value = value;
+    ask->call.request.overwrite = overwrite;
     submit(ask, STORE_PUT, key);
 }
 
@@ -136,7 +136,7 @@ static uint32_t get(const char *key)
     submit(&ask, STORE_GET, key);
     if (wait_for(&ask) == STORE_MISS)
         return 0;
-    ck_assert_msg(ask.call.status == STORE_OK, "GET failed: %s", ask.call.text);
+    ck_assert_msg(ask.call.result.status == STORE_OK, "GET failed: %s", ask.call.result.text);
     struct store_answer answer = store_answer_of(&ask.call);
     uint32_t id;
     ck_assert_uint_ge(answer.length, sizeof(id));
@@ -286,7 +286,7 @@ START_TEST(clear_is_durable)
     }
     submit(&clear, STORE_CLEAR, "one");
     ck_assert_int_eq(wait_for(&clear), STORE_OK);
-    ck_assert_uint_eq(clear.call.entries, 50);
+    ck_assert_uint_eq(clear.call.result.entries, 50);
     ck_assert_int_eq(persist(), STORE_OK);
     crash(0);
     for (int i = 0; i < 100; i++) {
@@ -296,13 +296,13 @@ START_TEST(clear_is_durable)
     struct ask inspect = {.finished = 0};
     submit(&inspect, STORE_INSPECT, "");
     wait_for(&inspect);
-    ck_assert_uint_eq(inspect.call.entries, 50);
+    ck_assert_uint_eq(inspect.call.result.entries, 50);
     submit(&clear, STORE_CLEAR, "");
     ck_assert_int_eq(wait_for(&clear), STORE_OK);
     submit(&inspect, STORE_INSPECT, "");
     wait_for(&inspect);
-    ck_assert_uint_eq(inspect.call.entries, 0);
-    ck_assert_uint_eq(clear.call.entries, 50);
+    ck_assert_uint_eq(inspect.call.result.entries, 0);
+    ck_assert_uint_eq(clear.call.result.entries, 50);
     stop();
 }
 END_TEST
@@ -318,7 +318,7 @@ START_TEST(a_failed_write_keeps_everything)
     struct ask ask = {.finished = 0};
     submit(&ask, STORE_PERSIST, "");
     ck_assert_int_eq(wait_for(&ask), STORE_FAILED);
-    ck_assert_int_eq(ask.call.error, ERROR_NO_SPACE);
+    ck_assert_int_eq(ask.call.result.error, ERROR_NO_SPACE);
     ck_assert_uint_eq(get("new"), 2);
     ck_assert_uint_eq(get("old"), 3);
     ck_assert_int_eq(run(STORE_DELETE, "old"), STORE_OK);
@@ -350,7 +350,7 @@ START_TEST(puts_are_refused_while_nothing_can_be_written)
         stored += status == STORE_OK;
     }
     ck_assert_int_eq(status, STORE_FAILED);
-    ck_assert_int_eq(ask.call.error, ERROR_NO_SPACE);
+    ck_assert_int_eq(ask.call.result.error, ERROR_NO_SPACE);
     ck_assert_uint_ge(stored, 10);
     fake_disk_fail_appends(0, 0);
     ck_assert_int_eq(persist(), STORE_OK);

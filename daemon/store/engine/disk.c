@@ -1,5 +1,6 @@
 #include "../../clock.h"
 #include "../../container_of.h"
+#include "../../pool.h"
 #include "../store.h"
 #include "internal.h"
 
@@ -35,8 +36,8 @@ enum store_status disk_read(struct engine *engine, struct store_call *call, uint
                             uint64_t size, bool wait, bool *again)
 {
     struct value *value = NULL;
-    switch (engine->ops->read(engine->backing, place, size, call->key, call->key_length, wait,
-                              &value)) {
+    switch (engine->ops->read(engine->backing, place, size, call->request.key,
+                              call->request.key_length, wait, &value)) {
     case BACKING_READ_OK:
         break;
     case BACKING_READ_GONE:
@@ -45,7 +46,7 @@ enum store_status disk_read(struct engine *engine, struct store_call *call, uint
     case BACKING_READ_OTHER:
         return STORE_MISS;
     case BACKING_READ_DAMAGED:
-        disk_drop(engine, call->hash, place);
+        disk_drop(engine, call->request.hash, place);
         return STORE_MISS;
     case BACKING_READ_AGAIN:
         return STORE_PENDING;
@@ -53,11 +54,11 @@ enum store_status disk_read(struct engine *engine, struct store_call *call, uint
         return engine_fail(call, errno);
     }
     engine_promote(engine, call, value, place);
-    call->length = value->length;
-    call->flags = value->flags;
-    call->expires = value->expires;
-    if (call->op == STORE_GET)
-        call->value = value;
+    call->result.length = value->length;
+    call->result.flags = value->flags;
+    call->result.expires = value->expires;
+    if (call->request.op == STORE_GET)
+        call->result.value = value;
     else
         value_unref(value);
     return STORE_OK;
@@ -66,7 +67,7 @@ enum store_status disk_read(struct engine *engine, struct store_call *call, uint
 static void look_up(struct pool_task *task)
 {
     struct later *later = container_of(task, struct later, task);
-    later->call->status = engine_look_up(later->engine, later->call, true);
+    later->call->result.status = engine_look_up(later->engine, later->call, true);
 }
 
 static void looked_up(struct pool_task *task)
@@ -83,7 +84,7 @@ enum store_status disk_look_up_later(struct engine *engine, struct store_call *c
     if (later == NULL)
         return store_fail(call, ERROR_INTERNAL, "out of memory");
     *later = (struct later){
-        .task = {.loop = call->loop, .run = look_up, .finished = looked_up},
+        .task = {.loop = call->request.loop, .run = look_up, .finished = looked_up},
         .engine = engine,
         .call = call,
     };

@@ -4,6 +4,7 @@
 #include "../../config.h"
 #include "../../container_of.h"
 #include "../../log.h"
+#include "../../pool.h"
 #include "internal.h"
 
 #include <errno.h>
@@ -48,9 +49,9 @@ enum store_status engine_fail(struct store_call *call, int error)
 
 static void describe(struct store_call *call, const struct entry_view *view)
 {
-    call->length = view->length;
-    call->flags = view->flags;
-    call->expires = view->expires;
+    call->result.length = view->length;
+    call->result.flags = view->flags;
+    call->result.expires = view->expires;
 }
 
 /* Few bytes are copied, a large value goes by reference, and what is between is pinned. */
@@ -58,15 +59,15 @@ static void hand_out(struct engine *engine, struct store_call *call, const struc
                      bool may_copy)
 {
     describe(call, view);
-    if (call->op == STORE_HEAD)
+    if (call->request.op == STORE_HEAD)
         return;
-    if (may_copy && call->room_size > 0 && view->length <= call->room_size) {
-        memcpy(call->room, view->bytes, view->length);
-        call->copied = true;
+    if (may_copy && call->request.room_size > 0 && view->length <= call->request.room_size) {
+        memcpy(call->request.room, view->bytes, view->length);
+        call->result.copied = true;
     } else if (view->large != NULL) {
-        call->value = value_ref(view->large->value);
+        call->result.value = value_ref(view->large->value);
     } else {
-        call->pinned = arena_pin(engine->entries.arena, view->small);
+        call->result.pinned = arena_pin(engine->entries.arena, view->small);
     }
 }
 
@@ -79,12 +80,12 @@ enum store_status engine_look_up(struct engine *engine, struct store_call *call,
     while (again) {
         struct entry_view view = {.place = 0};
         struct slot_word word = {.place = 0};
-        struct index_shard *shard = index_lock(entries->index, call->hash);
-        struct slot *slot =
-            entries_find(entries, shard, call->hash, call->key, call->key_length, &view);
+        struct index_shard *shard = index_lock(entries->index, call->request.hash);
+        struct slot *slot = entries_find(entries, shard, call->request.hash, call->request.key,
+                                         call->request.key_length, &view);
         if (slot != NULL) {
             word = slot_get(slot);
-            if (call->op == STORE_GET)
+            if (call->request.op == STORE_GET)
                 slot_touch(slot, evict_epoch(entries->evict));
             if (view.key != NULL)
                 hand_out(engine, call, &view, !wait);
@@ -94,7 +95,7 @@ enum store_status engine_look_up(struct engine *engine, struct store_call *call,
         if (slot != NULL && view.key != NULL)
             status = STORE_OK;
         else if (slot != NULL && view.place == gone)
-            disk_drop(engine, call->hash, gone);
+            disk_drop(engine, call->request.hash, gone);
         else if (slot != NULL)
             status =
                 disk_read(engine, call, view.place, evict_class_limit(word.size), wait, &again);
@@ -126,12 +127,12 @@ static void run_step(struct loop_task *task)
     enum store_status status = steps->step(steps);
     if (status != STORE_PENDING) {
         free(steps);
-        call->status = status;
+        call->result.status = status;
         call->done(call);
     } else if (steps->wants_writer) {
         writer_wait_for_room(steps->engine->writer, wait);
     } else {
-        loop_post(call->loop, task);
+        loop_post(call->request.loop, task);
     }
 }
 
@@ -141,12 +142,12 @@ enum store_status steps_start(struct engine *engine, struct store_call *call,
     struct steps *steps = malloc(sizeof(*steps));
     if (steps == NULL)
         return store_fail(call, ERROR_INTERNAL, "out of memory");
-    *steps = (struct steps){.wait = {.loop = call->loop, .task = {.run = run_step}},
+    *steps = (struct steps){.wait = {.loop = call->request.loop, .task = {.run = run_step}},
                             .engine = engine,
                             .call = call,
                             .until = clock_coarse() + PATIENCE_MS,
                             .step = step};
-    loop_post(call->loop, &steps->wait.task);
+    loop_post(call->request.loop, &steps->wait.task);
     return STORE_PENDING;
 }
 
@@ -168,13 +169,13 @@ static enum store_status delete_entry(struct engine *engine, struct store_call *
     struct entry_view view;
     if (engine->writer != NULL && !writer_reserve(engine->writer, 0))
         return STORE_PENDING;
-    struct index_shard *shard = index_lock(entries->index, call->hash);
-    struct slot *slot =
-        entries_find(entries, shard, call->hash, call->key, call->key_length, &view);
+    struct index_shard *shard = index_lock(entries->index, call->request.hash);
+    struct slot *slot = entries_find(entries, shard, call->request.hash, call->request.key,
+                                     call->request.key_length, &view);
     if (slot != NULL) {
         entries_remove(entries, shard, slot);
         if (engine->writer != NULL)
-            writer_push(engine->writer, call->hash, view.place);
+            writer_push(engine->writer, call->request.hash, view.place);
     }
     index_unlock(shard);
     if (slot == NULL && engine->writer != NULL)
@@ -223,41 +224,42 @@ static enum store_status publish(struct engine *engine, struct index_shard *shar
                                  const struct entry_view *entry)
 {
     struct entries *entries = &engine->entries;
-    uint64_t bytes = (uint64_t)call->key_length + entry->length, replaces = 0;
+    uint64_t bytes = (uint64_t)call->request.key_length + entry->length, replaces = 0;
     struct entry_view view = {.place = 0};
     bool queued = false;
-    struct slot *slot = index_find(entries->index, shard, call->hash);
+    struct slot *slot = index_find(entries->index, shard, call->request.hash);
     if (slot != NULL) {
         view = entries_view(entries, shard, slot);
         replaces = view.place;
         queued = view.key != NULL && view.state == ENTRY_UNWRITTEN;
     }
-    if (slot != NULL && !call->overwrite && entry_is_of(&view, call->key, call->key_length) &&
-        !entry_expired(&view)) {
+    if (slot != NULL && !call->request.overwrite &&
+        entry_is_of(&view, call->request.key, call->request.key_length) && !entry_expired(&view)) {
         if (engine->writer != NULL)
             writer_unreserve(engine->writer);
         return STORE_EXISTS;
     }
     if (engine->writer != NULL)
         entry_set_state(entry, ENTRY_UNWRITTEN, replaces);
-    while (
-        !entries_publish(entries, shard, call->hash, slot, &view, word, bytes, ENTRY_UNWRITTEN)) {
-        enum store_status status = displace(engine, shard, call->hash);
+    while (!entries_publish(entries, shard, call->request.hash, slot, &view, word, bytes,
+                            ENTRY_UNWRITTEN)) {
+        enum store_status status = displace(engine, shard, call->request.hash);
         if (status != STORE_OK)
             return status;
     }
     if (engine->writer != NULL && queued)
         writer_unreserve(engine->writer);
     else if (engine->writer != NULL)
-        writer_push(engine->writer, call->hash, 0);
+        writer_push(engine->writer, call->request.hash, 0);
     return STORE_OK;
 }
 
 static struct slot_word new_word(const struct store_call *call, const struct value *value)
 {
-    return (struct slot_word){.has_end = value->expires != CLOCK_NEVER,
-                              .size = evict_class((uint64_t)value->key_length + value->length),
-                              .cost = evict_class(call->has_cost ? call->cost : EVICT_COST_UNKNOWN)};
+    return (struct slot_word){
+        .has_end = value->expires != CLOCK_NEVER,
+        .size = evict_class((uint64_t)value->key_length + value->length),
+        .cost = evict_class(call->request.has_cost ? call->request.cost : EVICT_COST_UNKNOWN)};
 }
 
 static void fill_entry(struct engine *engine, struct entry *entry, struct value *value)
@@ -290,7 +292,7 @@ static bool draft_small(struct engine *engine, const struct store_call *call, st
                         uint32_t size, struct draft *draft)
 {
     struct arena *arena = engine->entries.arena;
-    struct appender *appender = arena_lock_appender(arena, loop_index(call->loop));
+    struct appender *appender = arena_lock_appender(arena, loop_index(call->request.loop));
     struct entry *entry = arena_append(arena, appender, size);
     if (entry == NULL) {
         arena_unlock_appender(appender);
@@ -309,7 +311,7 @@ static bool draft_large(struct engine *engine, const struct store_call *call, st
                         bool counted, struct draft *draft)
 {
     struct large *large =
-        arena_add_large(engine->entries.arena, value_ref(value), call->hash, counted);
+        arena_add_large(engine->entries.arena, value_ref(value), call->request.hash, counted);
     if (large == NULL) {
         int error = errno;
         value_unref(value);
@@ -343,7 +345,7 @@ static enum store_status publish_draft(struct engine *engine, const struct store
                                        struct draft *draft)
 {
     struct entries *entries = &engine->entries;
-    struct index_shard *shard = index_lock(entries->index, call->hash);
+    struct index_shard *shard = index_lock(entries->index, call->request.hash);
     enum store_status status = publish(engine, shard, call, &draft->word, &draft->view);
     uint64_t count = shard->entries * INDEX_SHARDS;
     index_unlock(shard);
@@ -381,9 +383,9 @@ static bool is_there(struct engine *engine, const struct store_call *call)
 {
     struct entries *entries = &engine->entries;
     struct entry_view view;
-    struct index_shard *shard = index_lock(entries->index, call->hash);
-    bool there =
-        entries_find(entries, shard, call->hash, call->key, call->key_length, &view) != NULL;
+    struct index_shard *shard = index_lock(entries->index, call->request.hash);
+    bool there = entries_find(entries, shard, call->request.hash, call->request.key,
+                              call->request.key_length, &view) != NULL;
     index_unlock(shard);
     return there;
 }
@@ -432,8 +434,8 @@ static enum store_status put_ended(struct store_call *call, enum store_status st
 {
     if (status == STORE_PENDING)
         return status;
-    value_unref(call->value);
-    call->value = NULL;
+    value_unref(call->request.value);
+    call->request.value = NULL;
     return status;
 }
 
@@ -447,7 +449,8 @@ static enum store_status no_memory(struct store_call *call, enum store_status st
 static enum store_status put_again(struct steps *steps)
 {
     struct store_call *call = steps->call;
-    enum store_status status = put_step(steps->engine, call, call->value, &steps->wants_writer);
+    enum store_status status =
+        put_step(steps->engine, call, call->request.value, &steps->wants_writer);
     status = no_memory(call, status);
     return put_ended(call, status == STORE_PENDING ? still_no_room(steps) : status);
 }
@@ -458,26 +461,27 @@ enum store_status engine_put(struct store *store, struct store_call *call)
     struct arena *arena = engine->entries.arena;
     bool on_disk = engine->writer != NULL;
     uint64_t max = on_disk ? atomic_load(&store->max_size) : arena_max(arena);
-    index_prefetch(engine->entries.index, call->hash);
-    if (value_cost(call->value) > max ||
-        (!on_disk && call->value->length > arena_small_max(arena) &&
-         !arena_fits(arena, call->value))) {
+    index_prefetch(engine->entries.index, call->request.hash);
+    if (value_cost(call->request.value) > max ||
+        (!on_disk && call->request.value->length > arena_small_max(arena) &&
+         !arena_fits(arena, call->request.value))) {
         put_ended(call, STORE_FAILED);
         return store_fail(call, ERROR_TOO_LARGE,
                           "the value is larger than the whole cache (max-size %llu)",
                           (unsigned long long)max);
     }
     uint64_t record_max = on_disk ? engine->ops->record_max(engine->backing) : UINT64_MAX;
-    if ((uint64_t)call->key_length + call->value->length > record_max) {
+    if ((uint64_t)call->request.key_length + call->request.value->length > record_max) {
         put_ended(call, STORE_FAILED);
         return store_fail(call, ERROR_TOO_LARGE,
                           "this store holds at most %llu bytes of key and value in an entry",
                           (unsigned long long)record_max);
     }
-    if (!call->overwrite && call->value->length >= LOOK_FIRST && is_there(engine, call))
+    if (!call->request.overwrite && call->request.value->length >= LOOK_FIRST &&
+        is_there(engine, call))
         return put_ended(call, STORE_EXISTS);
     bool wants_writer;
-    enum store_status status = put_step(engine, call, call->value, &wants_writer);
+    enum store_status status = put_step(engine, call, call->request.value, &wants_writer);
     status = no_memory(call, status);
     if (status != STORE_PENDING)
         return put_ended(call, status);
@@ -512,13 +516,13 @@ void engine_promote(struct engine *engine, struct store_call *call, struct value
     if (atomic_load(&entries->clearing) > 0 || !draft_copy(engine, call, value, &draft))
         return;
     entry_set_state(&draft.view, ENTRY_WRITTEN, place);
-    struct index_shard *shard = index_lock(entries->index, call->hash);
-    struct slot *slot = index_find(entries->index, shard, call->hash);
+    struct index_shard *shard = index_lock(entries->index, call->request.hash);
+    struct slot *slot = index_find(entries->index, shard, call->request.hash);
     if (slot != NULL && slot_get(slot).kind == SLOT_DISK && slot_get(slot).place == place &&
         atomic_load(&entries->clearing) == 0) {
         struct entry_view view = entries_view(entries, shard, slot);
         draft.word.cost = slot_get(slot).cost;
-        done = entries_publish(entries, shard, call->hash, slot, &view, &draft.word, bytes,
+        done = entries_publish(entries, shard, call->request.hash, slot, &view, &draft.word, bytes,
                                ENTRY_WRITTEN);
     }
     index_unlock(shard);
@@ -543,9 +547,9 @@ static void persisted(struct loop_task *task)
     struct writer_wait *wait = container_of(task, struct writer_wait, task);
     struct persist *persist = container_of(wait, struct persist, wait);
     struct store_call *call = persist->call;
-    call->status = STORE_OK;
+    call->result.status = STORE_OK;
     if (wait->error != 0)
-        call->status = engine_fail(call, wait->error);
+        call->result.status = engine_fail(call, wait->error);
     free(persist);
     call->done(call);
 }
@@ -553,14 +557,14 @@ static void persisted(struct loop_task *task)
 enum store_status engine_persist(struct store *store, struct store_call *call)
 {
     struct engine *engine = engine_of(store);
-    call->durable = engine->writer != NULL;
+    call->result.durable = engine->writer != NULL;
     if (engine->writer == NULL)
         return STORE_OK;
     struct persist *persist = malloc(sizeof(*persist));
     if (persist == NULL)
         return store_fail(call, ERROR_INTERNAL, "out of memory");
-    *persist =
-        (struct persist){.wait = {.loop = call->loop, .task = {.run = persisted}}, .call = call};
+    *persist = (struct persist){.wait = {.loop = call->request.loop, .task = {.run = persisted}},
+                                .call = call};
     writer_persist(engine->writer, &persist->wait);
     return STORE_PENDING;
 }

@@ -68,7 +68,8 @@ struct index_shard {
     uint64_t entries;         /* the caller's account: entries, without SLOT_END */
     uint64_t bytes;           /* the caller's account: keys and values of these */
     uint64_t disk_bytes;      /* the caller's account: of these, what lies on disk alone */
-    /* The caller's account: what went for want of room, its bytes and milliseconds to compute it. */
+    /* The caller's account: what went for want of room, its bytes and milliseconds to compute it.
+     */
     uint64_t evicted, evicted_bytes, evicted_cost;
 } __attribute__((aligned(64)));
 

@@ -59,8 +59,8 @@ enum store_status engine_fail(struct store_call *call, int error);
 void engine_promote(struct engine *engine, struct store_call *call, struct value *value,
                     uint64_t place);
 
-/* Reads the record at place for the call, as engine_look_up(): STORE_OK with call->value. *again:
- * the index is to be asked anew. */
+/* Reads the record at place for the call, as engine_look_up(): STORE_OK with call->result.value.
+ * *again: the index is to be asked anew. */
 enum store_status disk_read(struct engine *engine, struct store_call *call, uint64_t place,
                             uint64_t size, bool wait, bool *again);
 

@@ -3,6 +3,7 @@
  * alone the keys are not in memory, so the backing tells them.
  */
 #include "../../container_of.h"
+#include "../../pool.h"
 #include "../store.h"
 #include "internal.h"
 
@@ -18,8 +19,9 @@ enum {
 
 static bool has_prefix(const uint8_t *key, uint32_t key_length, const struct store_call *call)
 {
-    return call->key_length == 0 ||
-           (key_length >= call->key_length && memcmp(key, call->key, call->key_length) == 0);
+    return call->request.key_length == 0 ||
+           (key_length >= call->request.key_length &&
+            memcmp(key, call->request.key, call->request.key_length) == 0);
 }
 
 static bool is_met(struct entries *entries, struct index_shard *shard, const struct slot *slot,
@@ -36,7 +38,7 @@ static void clear_slot(void *arg, struct index_shard *shard, struct slot *slot)
     struct entry_view view;
     if (!is_met(&steps->engine->entries, shard, slot, steps->call, &view))
         return;
-    steps->call->entries++;
+    steps->call->result.entries++;
     entries_remove(&steps->engine->entries, shard, slot);
 }
 
@@ -46,8 +48,8 @@ static void count_slot(void *arg, struct index_shard *shard, struct slot *slot)
     struct entry_view view;
     if (!is_met(&steps->engine->entries, shard, slot, steps->call, &view))
         return;
-    steps->call->entries++;
-    steps->call->size += (uint64_t)view.key_length + view.length;
+    steps->call->result.entries++;
+    steps->call->result.size += (uint64_t)view.key_length + view.length;
 }
 
 /* Some steps over the entries; STORE_OK once all were met. */
@@ -88,7 +90,7 @@ static uint64_t live_bytes(struct engine *engine)
 static enum store_status clear_step(struct steps *steps)
 {
     enum store_status status = walk(steps, clear_slot);
-    if (status == STORE_OK && steps->call->entries > 0)
+    if (status == STORE_OK && steps->call->result.entries > 0)
         give_memory_back(steps->engine);
     return status;
 }
@@ -116,7 +118,7 @@ static void note_slot(void *arg, struct index_shard *shard, struct slot *slot)
     struct entry_view view;
     bool met = is_met(entries, shard, slot, walk->call, &view);
     /* With no prefix all is meant, whatever its key is. */
-    if (view.key == NULL && walk->call->key_length == 0)
+    if (view.key == NULL && walk->call->request.key_length == 0)
         met = true;
     if (met && walk->count < FOUND_MAX)
         walk->found[walk->count++] = slot_hash(entries->index, shard, slot);
@@ -136,14 +138,14 @@ static void clear_hash(struct disk_walk *walk, uint64_t hash, uint64_t place)
     struct slot *slot = index_find(entries->index, shard, hash);
     bool meant = slot != NULL && is_met(entries, shard, slot, walk->call, &view);
     if (slot != NULL && view.key == NULL)
-        meant = place != 0 ? view.place == place : walk->call->key_length == 0;
+        meant = place != 0 ? view.place == place : walk->call->request.key_length == 0;
     else if (slot != NULL)
         meant = meant && place == 0 && !entries_is_newer(&view, walk->clear);
     if (meant) {
         bool counts = !entry_expired(&view);
         entries_remove(entries, shard, slot);
         writer_push(walk->engine->writer, hash, view.place);
-        walk->call->entries += counts;
+        walk->call->result.entries += counts;
     }
     index_unlock(shard);
     if (!meant)
@@ -193,8 +195,8 @@ static bool count_record(void *arg, const struct backing_found *found)
     if (slot != NULL) {
         struct entry_view view = entries_view(entries, shard, slot);
         if (view.key == NULL && view.place == found->place && !entry_expired(&view)) {
-            walk->call->entries++;
-            walk->call->size += (uint64_t)found->key_length + found->length;
+            walk->call->result.entries++;
+            walk->call->result.size += (uint64_t)found->key_length + found->length;
         }
     }
     index_unlock(shard);
@@ -220,11 +222,11 @@ static void run_clear(struct pool_task *task)
     atomic_fetch_add(&entries->clearing, 1);
     walk->clear = atomic_fetch_add(&entries->clears, 1) + 1;
     clear_memory(walk);
-    if (call->key_length > 0 || walk->failed)
+    if (call->request.key_length > 0 || walk->failed)
         error = scan(walk, clear_record);
     atomic_fetch_sub(&entries->clearing, 1);
-    call->status = error != 0 ? engine_fail(call, error) : STORE_OK;
-    if (call->entries == 0)
+    call->result.status = error != 0 ? engine_fail(call, error) : STORE_OK;
+    if (call->result.entries == 0)
         return;
     give_memory_back(walk->engine);
     walk->engine->ops->compact(walk->engine->backing, live_bytes(walk->engine));
@@ -237,7 +239,7 @@ static void run_inspect(struct pool_task *task)
     struct store_call *call = walk->call;
     count_memory(walk);
     int error = scan(walk, count_record);
-    call->status = error != 0 ? engine_fail(call, error) : STORE_OK;
+    call->result.status = error != 0 ? engine_fail(call, error) : STORE_OK;
 }
 
 static void walked(struct pool_task *task)
@@ -254,7 +256,7 @@ static enum store_status start_walk(struct engine *engine, struct store_call *ca
     struct disk_walk *walk = malloc(sizeof(*walk));
     if (walk == NULL)
         return store_fail(call, ERROR_INTERNAL, "out of memory");
-    *walk = (struct disk_walk){.task = {.loop = call->loop, .run = run, .finished = walked},
+    *walk = (struct disk_walk){.task = {.loop = call->request.loop, .run = run, .finished = walked},
                                .engine = engine,
                                .call = call};
     pool_submit(engine->walkers, &walk->task);
@@ -264,7 +266,7 @@ static enum store_status start_walk(struct engine *engine, struct store_call *ca
 enum store_status engine_clear(struct store *store, struct store_call *call)
 {
     struct engine *engine = engine_of(store);
-    call->entries = 0;
+    call->result.entries = 0;
     return engine->backing != NULL ? start_walk(engine, call, run_clear)
                                    : steps_start(engine, call, clear_step);
 }
@@ -272,13 +274,13 @@ enum store_status engine_clear(struct store *store, struct store_call *call)
 /* Returns the bytes that lie on disk alone. */
 static uint64_t add_shard(struct store_call *call, const struct index_shard *shard, bool all)
 {
-    call->evicted.entries += shard->evicted;
-    call->evicted.bytes += shard->evicted_bytes;
-    call->evicted.cost += shard->evicted_cost;
+    call->result.evicted.entries += shard->evicted;
+    call->result.evicted.bytes += shard->evicted_bytes;
+    call->result.evicted.cost += shard->evicted_cost;
     if (!all)
         return 0;
-    call->entries += shard->entries;
-    call->size += shard->bytes + shard->disk_bytes;
+    call->result.entries += shard->entries;
+    call->result.size += shard->bytes + shard->disk_bytes;
     return shard->disk_bytes;
 }
 
@@ -286,22 +288,22 @@ enum store_status engine_inspect(struct store *store, struct store_call *call)
 {
     struct engine *engine = engine_of(store);
     uint64_t on_disk = 0;
-    call->entries = 0;
-    call->size = 0;
+    call->result.entries = 0;
+    call->result.size = 0;
     if (engine->writer != NULL) {
-        call->unwritten = atomic_load(&engine->entries.unwritten);
-        call->lost = writer_lost_count(engine->writer);
+        call->result.unwritten = atomic_load(&engine->entries.unwritten);
+        call->result.lost = writer_lost_count(engine->writer);
     }
-    call->evicted = (struct store_evicted){0};
+    call->result.evicted = (struct store_evicted){0};
     for (unsigned i = 0; i < INDEX_SHARDS; i++) {
         struct index_shard *shard = index_lock_shard(engine->entries.index, i);
-        on_disk += add_shard(call, shard, call->key_length == 0);
+        on_disk += add_shard(call, shard, call->request.key_length == 0);
         index_unlock(shard);
     }
-    call->approximate = on_disk > 0;
-    if (call->key_length == 0)
+    call->result.approximate = on_disk > 0;
+    if (call->request.key_length == 0)
         return STORE_OK;
-    call->approximate = engine->backing != NULL;
+    call->result.approximate = engine->backing != NULL;
     return engine->backing != NULL ? start_walk(engine, call, run_inspect)
                                    : steps_start(engine, call, count_step);
 }

@@ -24,7 +24,7 @@ struct redis_cache {
 
 static struct stripe *stripe_of(struct redis_cache *cache, const struct store_call *call)
 {
-    return &cache->stripes[call->hash % STRIPES];
+    return &cache->stripes[call->request.hash % STRIPES];
 }
 
 struct redis_cache *redis_cache_new(uint64_t bytes, char *why, size_t size)

@@ -38,8 +38,8 @@ static enum store_status start_change(struct store_call *call, void (*send)(stru
         return store_fail(call, ERROR_INTERNAL, "out of memory");
     change->op =
         (struct redis_op){.call = call, .send = send, .take = take, .finish = change_ended};
-    if (call->op == STORE_PUT)
-        change->value = value_ref(call->value);
+    if (call->request.op == STORE_PUT)
+        change->value = value_ref(call->request.value);
     redis_cache_begin_change(cache, call);
     if (redis_start(call, &change->op))
         return STORE_PENDING;
@@ -69,7 +69,7 @@ static void send_put(struct redis_op *op)
         redis_text("SET"), redis_key(key, call), {header, sizeof(header), change->value}};
     unsigned count = 3;
     change->value = NULL;
-    if (!call->overwrite)
+    if (!call->request.overwrite)
         words[count++] = redis_text("NX");
     if (lives != CLOCK_NEVER) {
         snprintf(life, sizeof(life), "%" PRId64, lives);
@@ -93,7 +93,7 @@ static enum store_status start_put(struct store_call *call)
 {
     const struct redis_conn *conn = redis_conn_of(redis_of(call), call);
     uint64_t most = conn == NULL ? UINT64_MAX : redis_conn_bulk_max(conn);
-    if (call->value->length + (uint64_t)REDIS_HEADER_SIZE > most)
+    if (call->request.value->length + (uint64_t)REDIS_HEADER_SIZE > most)
         return store_fail(call, ERROR_TOO_LARGE,
                           "Redis takes no value of more than %" PRIu64
                           " bytes (its proto-max-bulk-len, less %d)",
@@ -105,8 +105,8 @@ enum store_status redis_put(struct store *store, struct store_call *call)
 {
     (void)store;
     enum store_status status = start_put(call);
-    value_unref(call->value);
-    call->value = NULL;
+    value_unref(call->request.value);
+    call->request.value = NULL;
     return status;
 }
 

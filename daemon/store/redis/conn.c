@@ -72,8 +72,8 @@ static void conn_fail_ops(struct redis_conn *conn)
     for (struct redis_op *next; op != NULL; op = next) {
         bool late = clock_now() >= op->started + conn->server->answer_ms;
         next = op->next;
-        op->call->status = store_fail(op->call, late ? ERROR_TIMEOUT : ERROR_UNAVAILABLE,
-                                      "Redis at %s: %s", conn->server->where, conn->why);
+        op->call->result.status = store_fail(op->call, late ? ERROR_TIMEOUT : ERROR_UNAVAILABLE,
+                                             "Redis at %s: %s", conn->server->where, conn->why);
         op->finish(op);
     }
 }
@@ -427,8 +427,8 @@ static void op_take_off(struct redis_op *op)
 bool redis_conn_start(struct redis_conn *conn, struct redis_op *op)
 {
     if (!conn_usable(conn)) {
-        op->call->status = store_fail(op->call, ERROR_UNAVAILABLE, "Redis at %s: %s",
-                                      conn->server->where, conn->why);
+        op->call->result.status = store_fail(op->call, ERROR_UNAVAILABLE, "Redis at %s: %s",
+                                             conn->server->where, conn->why);
         return false;
     }
     op->conn = conn;
@@ -448,7 +448,7 @@ void redis_op_again(struct redis_op *op, void (*send)(struct redis_op *),
 void redis_op_finish(struct redis_op *op, enum store_status status)
 {
     op_take_off(op);
-    op->call->status = status;
+    op->call->result.status = status;
     op->finish(op);
 }
 

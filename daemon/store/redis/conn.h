@@ -37,8 +37,8 @@ struct redis_op {
      * last (awaited is 0) it calls one of redis_op_again() and redis_op_finish(). An error of the
      * server is an answer too. */
     void (*take)(struct redis_op *op, struct redis_reply *reply);
-    /* The call has finished: call->status is set, and its error if it has failed. Frees the op,
-     * answers the call. */
+    /* The call has finished: call->result.status is set, and its error if it has failed. Frees the
+     * op, answers the call. */
     void (*finish)(struct redis_op *op);
     unsigned awaited; /* answers of this step that are still to come; in finish(): that did not */
     int64_t started;  /* the connection's: when the step began, and how much had been sent */

@@ -15,14 +15,15 @@ struct redis_word redis_key(char *key, const struct store_call *call)
 {
     const struct redis *redis = redis_of(call);
     memcpy(key, redis->prefix, redis->prefix_length);
-    if (call->key_length > 0)
-        memcpy(key + redis->prefix_length, call->key, call->key_length);
-    return (struct redis_word){.bytes = key, .length = redis->prefix_length + call->key_length};
+    if (call->request.key_length > 0)
+        memcpy(key + redis->prefix_length, call->request.key, call->request.key_length);
+    return (struct redis_word){.bytes = key,
+                               .length = redis->prefix_length + call->request.key_length};
 }
 
 uint64_t redis_sum_seed(const struct store_call *call, uint32_t flags)
 {
-    return XXH3_64bits_withSeed(call->key, call->key_length, flags);
+    return XXH3_64bits_withSeed(call->request.key, call->request.key_length, flags);
 }
 
 void redis_header_make(char *header, const struct store_call *call, struct value *value)
@@ -64,5 +65,6 @@ void redis_complain(const struct store_call *call, const char *what)
     if (!atomic_compare_exchange_strong(&redis->complained, &last, now))
         return;
     log_warning("Redis at %s: the entry %s%s %s", redis->server.where, redis->prefix,
-                redis_printable(key, sizeof(key), call->key, call->key_length), what);
+                redis_printable(key, sizeof(key), call->request.key, call->request.key_length),
+                what);
 }

@@ -49,9 +49,9 @@ static void get_ended(struct redis_op *op)
 {
     struct get *get = get_of(op);
     struct store_call *call = op->call;
-    if (call->op == STORE_GET && call->status == STORE_OK) {
+    if (call->request.op == STORE_GET && call->result.status == STORE_OK) {
         redis_cache_fill(redis_of(call)->cache, call, get->value, get->generation);
-        call->value = get->value;
+        call->result.value = get->value;
         get->value = NULL;
     }
     get_forget(get);
@@ -82,7 +82,7 @@ static void send_read(struct redis_op *op)
     send_range(op, 0, REDIS_HEADER_SIZE - 1);
     redis_op_command(op, length, 2);
     redis_op_command(op, life, 2);
-    send_range(op, 0, (op->call->op == STORE_HEAD ? REDIS_HEADER_SIZE : SLICE) - 1);
+    send_range(op, 0, (op->call->request.op == STORE_HEAD ? REDIS_HEADER_SIZE : SLICE) - 1);
 }
 
 static void take_read(struct redis_op *op, struct redis_reply *reply);
@@ -231,9 +231,9 @@ static void begin_value(struct redis_op *op, const struct redis_reply *bytes)
 static void tell_head(struct redis_op *op)
 {
     const struct get *get = get_of(op);
-    op->call->flags = redis_header_flags(get->header);
-    op->call->length = get->length - REDIS_HEADER_SIZE;
-    op->call->expires = get->expires;
+    op->call->result.flags = redis_header_flags(get->header);
+    op->call->result.length = get->length - REDIS_HEADER_SIZE;
+    op->call->result.expires = get->expires;
     redis_op_finish(op, STORE_OK);
 }
 
@@ -247,7 +247,7 @@ static enum store_status foreign(const struct store_call *call)
 static void take_entry(struct redis_op *op, const struct redis_reply *bytes)
 {
     struct get *get = get_of(op);
-    bool is_head = op->call->op == STORE_HEAD;
+    bool is_head = op->call->request.op == STORE_HEAD;
     size_t most = is_head ? REDIS_HEADER_SIZE : SLICE;
     if (bytes->length != MIN(most, get->length) ||
         get->header_length != MIN(REDIS_HEADER_SIZE, bytes->length) ||

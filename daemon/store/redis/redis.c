@@ -12,7 +12,7 @@ const char redis_nonsense[] = "an answer that makes no sense";
 
 struct redis_conn *redis_conn_of(const struct redis *redis, const struct store_call *call)
 {
-    unsigned index = loop_index(call->loop);
+    unsigned index = loop_index(call->request.loop);
     return index < REDIS_LOOPS_MAX ? redis->conns[index] : NULL;
 }
 
@@ -95,7 +95,7 @@ static void take_persist(struct redis_op *op, struct redis_reply *reply)
     if (reply->type != REDIS_REPLY_ARRAY || reply->length != 2 ||
         reply->elements[1]->type != REDIS_REPLY_STRING ||
         strcmp(reply->elements[1]->text, wanted) != 0)
-        op->call->durable = false;
+        op->call->result.durable = false;
     if (op->awaited == 0)
         redis_op_finish(op, STORE_OK);
 }
@@ -115,7 +115,7 @@ static enum store_status redis_persist(struct store *store, struct store_call *c
         return store_fail(call, ERROR_INTERNAL, "out of memory");
     *op = (struct redis_op){
         .call = call, .send = send_persist, .take = take_persist, .finish = persist_ended};
-    call->durable = true;
+    call->result.durable = true;
     if (redis_start(call, op))
         return STORE_PENDING;
     free(op);

@@ -34,7 +34,7 @@ static void scan_ended(struct redis_op *op)
 {
     struct scan *scan = scan_of(op);
     struct store_call *call = op->call;
-    if (call->op == STORE_CLEAR)
+    if (call->request.op == STORE_CLEAR)
         redis_cache_end_clear(redis_of(call)->cache, op->awaited > 0);
     redis_reply_free(scan->keys);
     free(scan);
@@ -109,7 +109,7 @@ static void clear_on(struct redis_op *op)
     else
         redis_op_finish(op, store_fail(op->call, ERROR_TIMEOUT,
                                        "%" PRIu64 " entries removed in time, not all; ask again",
-                                       op->call->entries));
+                                       op->call->result.entries));
 }
 
 /* UNLINK key…: what SCAN has found. */
@@ -136,7 +136,7 @@ static void send_unlink(struct redis_op *op)
 static void take_unlink(struct redis_op *op, struct redis_reply *reply)
 {
     if (reply->type == REDIS_REPLY_INTEGER) {
-        op->call->entries += (uint64_t)reply->integer;
+        op->call->result.entries += (uint64_t)reply->integer;
         clear_on(op);
     } else if (redis_lacks_unlink(redis_of(op->call), scan_of(op)->verb, reply)) {
         redis_op_again(op, send_unlink, take_unlink);
@@ -162,11 +162,11 @@ static void take_inspect(struct redis_op *op, struct redis_reply *reply);
 static void add_sizes(struct scan *scan)
 {
     struct store_call *call = scan->op.call;
-    if (scan->sampled >= call->entries)
-        call->size += scan->sampled_size;
+    if (scan->sampled >= call->result.entries)
+        call->result.size += scan->sampled_size;
     else if (scan->sampled > 0)
-        call->size +=
-            (uint64_t)((double)scan->sampled_size / (double)scan->sampled * (double)call->entries);
+        call->result.size += (uint64_t)((double)scan->sampled_size / (double)scan->sampled *
+                                        (double)call->result.entries);
 }
 
 /* Where time runs out the answer is about what was seen. */
@@ -207,9 +207,9 @@ static void count_keys(struct scan *scan)
 {
     struct store_call *call = scan->op.call;
     size_t prefix = redis_of(call)->prefix_length;
-    call->entries += scan->keys->length;
+    call->result.entries += scan->keys->length;
     for (size_t i = 0; i < scan->keys->length; i++)
-        call->size +=
+        call->result.size +=
             scan->keys->elements[i]->length - MIN(scan->keys->elements[i]->length, prefix);
 }
 
@@ -239,9 +239,9 @@ static struct scan *new_scan(struct store_call *call,
         (struct redis_op){.call = call, .send = send_scan, .take = take, .finish = scan_ended};
     scan->until = clock_now() + TIMES * redis_of(call)->server.answer_ms;
     strcpy(scan->cursor, "0");
-    call->entries = 0;
-    call->size = 0;
-    call->approximate = true;
+    call->result.entries = 0;
+    call->result.size = 0;
+    call->result.approximate = true;
     return scan;
 }
 
@@ -251,7 +251,7 @@ static void copies_cleared(struct store_call *copies)
     struct scan *scan = container_of(copies, struct scan, copies);
     if (redis_start(scan->op.call, &scan->op))
         return;
-    scan->op.call->status = STORE_FAILED;
+    scan->op.call->result.status = STORE_FAILED;
     scan_ended(&scan->op);
 }
 
@@ -262,16 +262,18 @@ enum store_status redis_clear(struct store *store, struct store_call *call)
     struct scan *scan = new_scan(call, take_clear);
     if (scan == NULL)
         return STORE_FAILED;
-    scan->copies = (struct store_call){.op = STORE_CLEAR,
-                                       .key = call->key,
-                                       .key_length = call->key_length,
-                                       .loop = call->loop,
-                                       .done = copies_cleared};
+    scan->copies = (struct store_call){
+        .request = {.op = STORE_CLEAR,
+                    .key = call->request.key,
+                    .key_length = call->request.key_length,
+                    .loop = call->request.loop},
+        .done = copies_cleared,
+    };
     enum store_status status = redis_cache_begin_clear(cache, &scan->copies);
     if (status == STORE_PENDING || (status == STORE_OK && redis_start(call, &scan->op)))
         return STORE_PENDING;
     if (status == STORE_FAILED)
-        store_fail(call, scan->copies.error, "%s", scan->copies.text);
+        store_fail(call, scan->copies.result.error, "%s", scan->copies.result.text);
     redis_cache_end_clear(cache, false);
     free(scan);
     return STORE_FAILED;
