@@ -1158,6 +1158,31 @@ START_TEST(more_answers_than_questions_do_no_harm)
 }
 END_TEST
 
+static struct ask following;
+
+static void ask_following(struct store_call *call)
+{
+    ck_assert_int_eq(call->status, STORE_MISS);
+    submit(bench.loop, &following);
+}
+
+/* It comes with the answer to a GET, whose client deletes next. */
+START_TEST(an_answer_from_before_the_question_is_none)
+{
+    struct fake fake = {.greeting = "+OK\r\n", .text = "$0\r\n\r\n:0\r\n:-2\r\n$0\r\n\r\n:1\r\n"};
+    struct ask get = new_ask(STORE_GET, "key");
+    following = new_ask(STORE_DELETE, "key");
+    fake_start(&fake);
+    get.call.loop = bench.loop;
+    get.call.done = ask_following;
+    get.call.key = get.key;
+    ck_assert_int_eq(store_submit(bench.store, &get.call), STORE_PENDING);
+    ck_assert_int_eq(wait_for(bench.loop, &following), STORE_FAILED);
+    ck_assert_int_eq(following.call.error, ERROR_UNAVAILABLE);
+    fake_stop(&fake);
+}
+END_TEST
+
 /* Each method against each kind of answer that it does not expect. */
 START_TEST(every_method_survives_every_kind_of_answer)
 {
@@ -2024,6 +2049,7 @@ static void add_outages(Suite *suite)
     tcase_add_test(tcase, a_server_that_drips_costs_the_timeout);
     tcase_add_loop_test(tcase, a_mad_server_does_no_harm, 0, MAD);
     tcase_add_loop_test(tcase, more_answers_than_questions_do_no_harm, 0, 7);
+    tcase_add_test(tcase, an_answer_from_before_the_question_is_none);
     tcase_add_loop_test(tcase, every_method_survives_every_kind_of_answer, 0, 9);
     tcase_add_test(tcase, a_scan_without_end_ends);
     tcase_add_test(tcase, a_connection_is_not_waited_for_longer_than_that);

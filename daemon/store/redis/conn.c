@@ -304,7 +304,7 @@ static void take_reply(struct redis_conn *conn, struct redis_reply *reply)
     conn->unparsed = 0;
     if (conn->state == CONN_GREETING) {
         take_greeting(conn, reply);
-    } else if (op == NULL || op->awaited == 0) {
+    } else if (op == NULL || op->awaited == 0 || op->sent == conn->sent) {
         conn_break(conn, "an answer to nothing that was asked");
     } else {
         conn->delay = 0;
@@ -338,7 +338,7 @@ static bool read_some(struct redis_conn *conn)
     if (got < 0)
         conn_break(conn, "%s", strerror(errno));
     else if (got == 0)
-        conn_break(conn, "Server closed the connection");
+        conn_break(conn, "it closed the connection");
     else if ((conn->unparsed += (size_t)got) > REPLY_MAX)
         conn_break(conn, "an answer without end");
     else if (redisReaderFeed(conn->reader, bytes, (size_t)got) != REDIS_OK)
