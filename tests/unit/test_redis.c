@@ -1162,7 +1162,7 @@ static struct ask following;
 
 static void ask_following(struct store_call *call)
 {
-    ck_assert_int_eq(call->status, STORE_MISS);
+    ck_assert_int_eq(call->result.status, STORE_MISS);
     submit(bench.loop, &following);
 }
 
@@ -1173,12 +1173,12 @@ START_TEST(an_answer_from_before_the_question_is_none)
     struct ask get = new_ask(STORE_GET, "key");
     following = new_ask(STORE_DELETE, "key");
     fake_start(&fake);
-    get.call.loop = bench.loop;
+    get.call.request.loop = bench.loop;
     get.call.done = ask_following;
-    get.call.key = get.key;
+    get.call.request.key = get.key;
     ck_assert_int_eq(store_submit(bench.store, &get.call), STORE_PENDING);
     ck_assert_int_eq(wait_for(bench.loop, &following), STORE_FAILED);
-    ck_assert_int_eq(following.call.error, ERROR_UNAVAILABLE);
+    ck_assert_int_eq(following.call.result.error, ERROR_UNAVAILABLE);
     fake_stop(&fake);
 }
 END_TEST
