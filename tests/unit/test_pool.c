@@ -27,14 +27,6 @@ static void record(struct record *record, char what)
     pthread_mutex_unlock(&record->lock);
 }
 
-static bool recorded(struct record *record, const char *text)
-{
-    pthread_mutex_lock(&record->lock);
-    bool is = strcmp(record->text, text) == 0;
-    pthread_mutex_unlock(&record->lock);
-    return is;
-}
-
 static size_t times(struct record *record, char what)
 {
     size_t count = 0;
