@@ -51,7 +51,7 @@ $(BUILD)/packages.mk: Makefile
 	@{ echo "LIB_CFLAGS := $$(pkg-config --cflags $(LIBRARIES))"; \
 	   echo "LIBS := $$(pkg-config --libs $(filter-out jemalloc,$(LIBRARIES)))"; } > $@
 # What these do themselves needs no library; what they start in a further make may.
-ifneq ($(filter-out clean deps check histories crash faults demo asan tsan gcov coverage bench uninstall,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out clean deps check lint format histories crash faults demo asan tsan gcov coverage bench uninstall,$(or $(MAKECMDGOALS),all)),)
 include $(BUILD)/packages.mk
 endif
 
@@ -179,6 +179,13 @@ check:
 	@$(again) asan
 	@$(again) tsan
 	@tests/run $(BUILD)
+	@tests/lint
+
+# The linters that are installed; those of Debian 12.
+lint:
+	@tests/lint
+format:
+	@find daemon client proto tests -name '*.[ch]' -print0 | xargs -0 clang-format -i
 
 # Longer forms of the checks whose input is random; see tests/README.md.
 histories: OPERATIONS ?= 200000
@@ -239,6 +246,6 @@ clean:
 	rm -rf $(BUILD)
 
 .SECONDARY:
-.PHONY: all install uninstall run deps units everything checks asan tsan gcov check histories crash \
-        faults demo coverage benchmarks bench fuzz clean
+.PHONY: all install uninstall run deps units everything checks asan tsan gcov check lint format \
+        histories crash faults demo coverage benchmarks bench fuzz clean
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

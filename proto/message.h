@@ -57,15 +57,15 @@ struct request {
 };
 
 enum reply_kind {
-    REPLY_VALUE,   /* length, flags, ttl; the value's bytes follow */
-    REPLY_FD,      /* length, offset, flags, ttl; a descriptor comes with it */
-    REPLY_SIZE,    /* length, flags, ttl */
-    REPLY_MISS,    /* lease: the asker is to compute the value */
+    REPLY_VALUE, /* length, flags, ttl; the value's bytes follow */
+    REPLY_FD,    /* length, offset, flags, ttl; a descriptor comes with it */
+    REPLY_SIZE,  /* length, flags, ttl */
+    REPLY_MISS,  /* lease: the asker is to compute the value */
     REPLY_STORED,
     REPLY_EXISTS,
     REPLY_DELETED,
-    REPLY_OK,      /* has_entries: CLEAR's count; is_volatile: PERSIST without stable storage */
-    REPLY_ERROR    /* error, text */
+    REPLY_OK,   /* has_entries: CLEAR's count; is_volatile: PERSIST without stable storage */
+    REPLY_ERROR /* error, text */
 };
 
 struct reply {

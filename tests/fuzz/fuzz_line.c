@@ -21,8 +21,7 @@ static bool same_request(const struct request *a, const struct request *b)
     return a->verb == b->verb && a->overwrite == b->overwrite && a->fd == b->fd &&
            a->flags == b->flags && a->ttl == b->ttl && a->has_cost == b->has_cost &&
            a->cost == b->cost && a->lease == b->lease && a->length == b->length &&
-           a->key_length == b->key_length &&
-           memcmp(a->key, b->key, a->key_length) == 0;
+           a->key_length == b->key_length && memcmp(a->key, b->key, a->key_length) == 0;
 }
 
 static bool same_reply(const struct reply *a, const struct reply *b)

@@ -471,7 +471,7 @@ int seglog_flush(struct seglog *log)
 /* What was not synced in the head is lost, and must not count after a restart either. */
 static void lose(struct seglog *log, struct segment *head, uint64_t from)
 {
-    uint32_t first = head->list.count, count = head->list.count;
+    uint32_t count = head->list.count, first = count;
     const struct log_item *items = head->list.items;
     uint64_t first_place = 0, last_place = 0;
     while (first > 0 && (uint64_t)items[first - 1].unit * LOG_UNIT >= from)
