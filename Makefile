@@ -207,7 +207,8 @@ coverage:
 	@tests/run --plain $(BUILD)/gcov
 	gcovr --root . --filter proto/ --filter daemon/ --print-summary $(BUILD)/gcov
 
-# QUICK=1 is short; ONLY=case,… are some; PLOTS=docs/bench puts the plots where README.md shows them.
+# QUICK=1 is short; ONLY=case,… are some; BASE=commit or folder of a build is measured against;
+# PLOTS=docs/bench puts the plots where README.md shows them.
 BENCH_NEEDS   := $(BUILD_NEEDS) memcached redis-tools libmemcached-dev gnuplot-nox strace python3
 BENCH         := $(addprefix $(BUILD)/bench/,load bare client direct)
 bench_objects  = $(call objects,$(addprefix tests/bench/,$(1).c traffic.c peer.c histogram.c))
@@ -221,17 +222,20 @@ $(BENCH):
 	$(CC) $(LDFLAGS) -o $@ $^ -lsqlite3 -lhiredis -lmemcached -lm
 
 # In process, with the daemon's allocator.
-$(BUILD)/bench/engine: $(call objects,tests/bench/engine.c) $(CORE)
+INSIDE := $(addprefix $(BUILD)/bench/,engine disk)
+$(INSIDE): $(BUILD)/bench/%: $(BUILD)/obj/tests/bench/%.o \
+           $(call objects,$(addprefix tests/bench/,inside.c histogram.c)) $(CORE)
 	@echo "  LINK $@"
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -o $@ $^ $(if $(SANITIZE),,$(ALLOCATOR)) $(LIBS)
 
-benchmarks: all $(BENCH) $(BUILD)/bench/engine
+benchmarks: all $(BENCH) $(INSIDE)
 
 bench:
 	@$(MAKE) --no-print-directory deps NEEDS="$(BENCH_NEEDS)"
 	@$(again) benchmarks
-	@tests/bench/bench.py --build $(BUILD) $(if $(ONLY),--only $(ONLY)) $(if $(PLOTS),--plots $(PLOTS))
+	@tests/bench/bench.py --build $(BUILD) $(if $(BASE),--base $(BASE)) \
+	  $(if $(ONLY),--only $(ONLY)) $(if $(PLOTS),--plots $(PLOTS))
 
 FUZZ_SECONDS ?= 60
 $(BUILD)/fuzz/%: tests/fuzz/%.c $(PROTO) | $(BUILD)/packages.mk

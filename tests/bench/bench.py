@@ -19,10 +19,16 @@ import time
 
 sys.dont_write_bytecode = True  # the tree stays as it is
 
+import base
 import cases
-import cases_socket  # the cases run in the order of these three
+import cases_before  # the cases run in the order of these
+import cases_socket
 import cases_client
-import cases_store
+import cases_memory
+import cases_disk
+import cases_start
+import cases_beside
+import cases_tree
 import measure
 import plots
 import report
@@ -35,6 +41,9 @@ def arguments():
     parser.add_argument("--build", default="build", help="where liara-cached and bench/ are")
     parser.add_argument("--only", default="", help="cases, separated by commas; * at the end: all "
                         "that begin so")
+    parser.add_argument("--base", default=base.COMMIT, help="a commit, built once into a folder "
+                        "beside the others, or a build's folder, to measure against; default "
+                        "%(default)s")
     parser.add_argument("--list", action="store_true", help="name the cases and end")
     parser.add_argument("--quick", action="store_true", default=quick, help="as QUICK=1: fewer, "
                         "shorter rounds, smaller stores")
@@ -98,8 +107,9 @@ def run(bench, names):
             print(f" {time.monotonic() - started:.1f} s", file=sys.stderr)
         except (servers.Missing, RuntimeError) as error:
             print(f" {error}", file=sys.stderr)
-            bench.rows.append(measure.Row(name, title, "could not be measured", "", {},
-                                          verdict="missed", note=str(error)))
+            left_out = isinstance(error, servers.Missing)
+            bench.rows.append(measure.Row(name, title, "left out" if left_out else "failed", "", {},
+                                          verdict="" if left_out else "missed", note=str(error)))
             bench.stop_all()
 
 
@@ -142,6 +152,8 @@ def show(settings, facts, bench):
     print(report.table(bench.rows))
     if bench.calls:
         print("\n" + report.calls_table(bench.calls))
+    if any(row.case in cases.GOALS for row in bench.rows):
+        print("\n" + report.goals_table(bench.rows))
     print(f"\n{report.verdicts(bench.rows)}. " + "; ".join(f"{k} {v}" for k, v in facts.items()))
     report.write_json(settings.json, facts, bench.rows, bench.calls, bench.raw)
     draw(settings, facts, bench.raw)

@@ -60,6 +60,39 @@ class Line:
         if words != ["STORED"]:
             raise RuntimeError("PUT: " + " ".join(words))
 
+    def put_new(self, key, value):
+        """Whether it was stored; false: something is there already."""
+        words = self.ask(f"PUT {key} {len(value)}\n".encode() + value + b"\n")
+        if words not in (["STORED"], ["EXISTS"]):
+            raise RuntimeError("PUT: " + " ".join(words))
+        return words == ["STORED"]
+
+    def delete(self, key):
+        words = self.ask(f"DELETE {key}\n".encode())
+        if words not in (["DELETED"], ["MISS"]):
+            raise RuntimeError("DELETE: " + " ".join(words))
+        return words == ["DELETED"]
+
+    def prefix(self, prefix):
+        words = self.ask(f"PREFIX {prefix}\n".encode())
+        if words != ["OK"]:
+            raise RuntimeError("PREFIX: " + " ".join(words))
+
+    def clear(self):
+        """How many entries went."""
+        words = self.ask(b"CLEAR\n")
+        if words[:1] != ["OK"]:
+            raise RuntimeError("CLEAR: " + " ".join(words))
+        return int(words[1].partition("=")[2])
+
+    def inspect(self):
+        """{name: value}, all strings."""
+        words = self.ask(b"INSPECT\n")
+        if words[:1] != ["VALUE"]:
+            raise RuntimeError("INSPECT: " + " ".join(words))
+        text = self.stream.read(int(words[1]) + 1).decode()
+        return dict(line.split(" ", 1) for line in text.splitlines() if line)
+
     def persist(self):
         """How long it took, in milliseconds."""
         before = time.perf_counter()

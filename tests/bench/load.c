@@ -27,7 +27,7 @@ struct options {
     struct traffic_plan plan;
     unsigned threads, idle;
     double warm, seconds, skew;
-    bool misses_are_fine;
+    bool misses_are_fine, windowed;
     clockid_t servers[PIDS_MAX];
     unsigned server_count;
 };
@@ -49,9 +49,12 @@ static const char usage[] =
     "  --skew S             0, exponent of a Zipf choice of keys\n"
     "  --in-sequence        keys one after the other\n"
     "  --size N             100, bytes of a value\n"
+    "  --rate N             0, batches a second in all, however fast they are answered\n"
+    "  --prefix P           of the connections, with this daemon\n"
     "  --reconnect          a new connection for each batch\n"
     "  --spin US            0, poll this long before sleeping\n"
     "  --seconds S          1        --warm S       0.3, before them\n"
+    "  --windowed           measure from the first byte of standard input to its end instead\n"
     "  --count N            so many requests instead, all of them measured\n"
     "  --misses             are no failure\n"
     "  --seed N             1\n"
@@ -161,6 +164,7 @@ static struct traffic_plan part_of(const struct options *options, unsigned index
     unsigned threads = options->threads;
     part.connections = part.connections / threads + (index < part.connections % threads);
     part.seed = part.seed * THREADS_MAX + index;
+    part.rate /= threads;
     part.requests = share_of(part.requests, threads, index);
     if (part.in_sequence) {
         part.first_key += part.keys / threads * index;
@@ -181,6 +185,16 @@ static void pause_for(double seconds)
     nanosleep(&time, NULL);
 }
 
+/* The time before what is measured, or (last) that which is. */
+static void let_pass(const struct options *options, bool last)
+{
+    char byte;
+    if (!options->windowed)
+        pause_for(last ? options->seconds : options->warm);
+    else if (read(STDIN_FILENO, &byte, 1) != (last ? 0 : 1))
+        errx(1, "standard input: one byte to begin, and its end");
+}
+
 static void run(const struct options *options, struct traffic **traffics, struct mark ends[2])
 {
     pthread_t threads[THREADS_MAX];
@@ -192,10 +206,10 @@ static void run(const struct options *options, struct traffic **traffics, struct
             errx(1, "can't start a thread");
     }
     if (timed) {
-        pause_for(options->warm);
+        let_pass(options, false);
         atomic_store(options->plan.phase, PHASE_MEASURE);
         ends[0] = take_mark(options, traffics);
-        pause_for(options->seconds);
+        let_pass(options, true);
         ends[1] = take_mark(options, traffics);
         atomic_store(options->plan.phase, PHASE_STOP);
     }
@@ -319,6 +333,12 @@ static void take_option(struct options *options, const char *name, const char *t
         options->plan.in_sequence = true;
     else if (strcmp(name, "reconnect") == 0)
         options->plan.reconnect = true;
+    else if (strcmp(name, "rate") == 0)
+        options->plan.rate = strtod(text, NULL);
+    else if (strcmp(name, "prefix") == 0)
+        options->plan.prefix = text;
+    else if (strcmp(name, "windowed") == 0)
+        options->windowed = true;
     else if (strcmp(name, "misses") == 0)
         options->misses_are_fine = true;
 }
@@ -332,7 +352,7 @@ static void check_options(struct options *options)
         options->threads = plan->connections;
     if (options->threads < 1 || options->threads > THREADS_MAX)
         errx(2, "--threads: 1 to %d", THREADS_MAX);
-    if (plan->in_flight < 1 || plan->in_flight > 1024 || plan->keys < 1 ||
+    if (plan->rate < 0 || plan->in_flight < 1 || plan->in_flight > 1024 || plan->keys < 1 ||
         plan->keys > UINT32_MAX || plan->put_percent > 100 || plan->size > 1u << 30)
         errx(2, "a number is out of its range");
 }
@@ -346,7 +366,8 @@ static void parse(struct options *options, int argc, char **argv)
         {"size", 1, NULL, 0},      {"spin", 1, NULL, 0},        {"seconds", 1, NULL, 0},
         {"warm", 1, NULL, 0},      {"count", 1, NULL, 0},       {"seed", 1, NULL, 0},
         {"pid", 1, NULL, 0},       {"only-absent", 0, NULL, 0}, {"in-sequence", 0, NULL, 0},
-        {"reconnect", 0, NULL, 0}, {"misses", 0, NULL, 0},      {NULL, 0, NULL, 0},
+        {"reconnect", 0, NULL, 0}, {"misses", 0, NULL, 0},      {"rate", 1, NULL, 0},
+        {"prefix", 1, NULL, 0},    {"windowed", 0, NULL, 0},    {NULL, 0, NULL, 0},
     };
     int index, got;
     while ((got = getopt_long(argc, argv, "", names, &index)) == 0)

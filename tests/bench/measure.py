@@ -1,5 +1,6 @@
 """What the cases are made of: rounds in turns, ratios within a round, rows of the result."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -10,7 +11,10 @@ import statistics
 import subprocess
 import time
 
+import base
 import servers
+
+SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
 
 
 @dataclasses.dataclass
@@ -23,10 +27,12 @@ class Row:
     unit: str
     values: dict                 # server: median
     ratio: float = None          # median of the rounds
-    low: float = None
+    low: float = None            # the range: of the ratio, or of ours where there is no ratio
     high: float = None
     against: str = ""            # the server the ratio is to
-    target: float = None
+    target: float = None         # of the ratio
+    ours: str = ""               # whose value has a limit
+    limit: float = None          # of that value, in its unit
     larger_is_better: bool = False
     verdict: str = ""            # met, missed, not built; empty: shown for information
     note: str = ""
@@ -49,6 +55,7 @@ P99 = Figure("p99_us", "latency p99", "us")
 P999 = Figure("p999_us", "latency p99.9", "us")
 SHARE = Figure("load_share", "load generator's share of its cores", "")
 WALL = Figure("p50_us", "wall time, median", "us")
+SPREAD = "server CPU, the older build against itself"
 BOTH = Figure("both_cpu_ns", "CPU of client and server", "ns")
 
 
@@ -79,6 +86,19 @@ def judged(row):
     return row
 
 
+def limited(case, title, figure, unit, samples, limit=None, ours="liara", larger=False):
+    """The row of a figure that has to stay within a limit by itself: samples are {server: list},
+    whose medians are shown, and ours' range. Others may be added to its values."""
+    own = samples[ours]
+    row = Row(case, title, figure, unit,
+              {name: statistics.median(list_) for name, list_ in samples.items()},
+              low=min(own), high=max(own), ours=ours, limit=limit, larger_is_better=larger)
+    if limit is not None:
+        value = row.values[ours]
+        row.verdict = "met" if (value >= limit if larger else value <= limit) else "missed"
+    return row
+
+
 def not_built(case, title, figure, unit, target, note):
     return Row(case, title, figure, unit, {}, target=target, verdict="not built", note=note)
 
@@ -104,6 +124,7 @@ class Bench:
         self.calls = {}
         self.foreign = []
         self.count = 0
+        self.base_folder = None
 
     def tool(self, name):
         path = os.path.join(self.settings.build, "bench", name)
@@ -116,11 +137,40 @@ class Bench:
                              self.settings.build, backend,
                              list(self.settings.daemon_options) + list(options))
 
-    def memcached(self, name="memcached", largest=0):
-        return servers.Memcached(name, self.own_folder(), self.settings.workers, largest)
+    def base(self, name="base", backend="memory", options=(), workers=None):
+        """The daemon of the older commit, all else alike; Missing where there is none."""
+        if self.base_folder is None:
+            self.base_folder = base.built(self.settings.build, SOURCE, self.settings.base)
+        server = self.liara(name, backend, options, workers)
+        server.build = self.base_folder
+        return server
 
-    def redis(self, name="redis"):
-        return servers.Redis(name, self.own_folder(), self.settings.workers)
+    def has_base(self, case, title):
+        """Whether there is one; else a row of the case says why not."""
+        try:
+            self.base()
+            return True
+        except servers.Missing as why:
+            self.rows.append(Row(case, title, "beside the older build", "", {},
+                                 note=f"left out: {why}"))
+            return False
+
+    def memcached(self, name="memcached", largest=0, threads=None, megabytes=8192):
+        return servers.Memcached(name, self.own_folder(), threads or self.settings.workers, largest,
+                                 megabytes)
+
+    def redis(self, name="redis", options=()):
+        return servers.Redis(name, self.own_folder(), self.settings.workers, options)
+
+    def peers(self, **arguments):
+        """memcached and redis, those that are installed."""
+        found = []
+        for make in (lambda: self.memcached(**arguments), self.redis):
+            with contextlib.suppress(servers.Missing):
+                server = make()
+                server.command()
+                found.append(server)
+        return found
 
     def bare(self, name="bare", size=100, puts=False):
         return servers.Bare(name, self.own_folder(), self.settings.workers, self.settings.build,
@@ -178,14 +228,14 @@ class Bench:
         self.foreign.append(max(0.0, result["machine_busy"] - used / os.cpu_count()))
         return result
 
-    def fill(self, server, size, keys, first=0):
+    def fill(self, server, size, keys, first=0, prefix=None):
         """Puts keys 0 to keys - 1, each of size bytes."""
         if not server.own_value:
             return
         connections, batch = (64, 16) if size <= 4096 else (4, 1)
         self.load(server, ["--put-percent", 100, "--in-sequence", "--count", keys, "--keys", keys,
                            "--first-key", first, "--size", size, "--connections", connections,
-                           "--in-flight", batch])
+                           "--in-flight", batch] + (["--prefix", prefix] if prefix else []))
 
     def client(self, way, server, size, keys, consume=False):
         """One run of the client, by a library or a descriptor."""
@@ -208,19 +258,26 @@ class Bench:
         self.raw[case] = results
         return results
 
-    def system_calls(self, case, server, arguments, requests):
-        """System calls a request, by name, in a short run under strace."""
+    @contextlib.contextmanager
+    def traced(self, server, options):
+        """A path to what strace with these options sees of the server meanwhile; there at the
+        end."""
         out = os.path.join(self.folder, "strace.out")
-        strace = subprocess.Popen([servers.program("strace"), "-c", "-f", "-o", out, "-p",
+        strace = subprocess.Popen([servers.program("strace"), *options, "-f", "-o", out, "-p",
                                    str(server.pid)], stderr=subprocess.PIPE, text=True)
         if "attached" not in strace.stderr.readline():
             raise RuntimeError(f"strace can't attach to {server.name}: "
                                + strace.stderr.read().strip())
         try:
-            self.load(server, list(arguments) + ["--count", requests])
+            yield out
         finally:
             strace.send_signal(signal.SIGINT)
             strace.communicate()
+
+    def system_calls(self, case, server, arguments, requests):
+        """System calls a request, by name, in a short run under strace."""
+        with self.traced(server, ["-c"]) as out:
+            self.load(server, list(arguments) + ["--count", requests])
         self.calls.setdefault(case, {})[server.name] = read_strace(out, requests)
 
 

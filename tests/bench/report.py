@@ -3,6 +3,9 @@
 import dataclasses
 import json
 
+from cases import GOALS, GOAL_NAMES
+from measure import SPREAD
+
 UNITS = (("ns", 1), ("us", 1e3), ("ms", 1e6), ("s", 1e9))
 
 
@@ -20,19 +23,22 @@ def shown(value, unit):
     for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= factor:
             return f"{value / factor:.3g} {letter}{unit}"
-    return f"{value:.3g} {unit}"
+    return f"{value:.3g} {unit}".rstrip()
 
 
 def ratio_text(row):
+    if row.ratio is None and row.low is not None:
+        return f"({shown(row.low, row.unit)}-{shown(row.high, row.unit)}) {row.note}".rstrip()
     if row.ratio is None:
         return row.note
     return f"{row.ratio:.2f} ({row.low:.2f}-{row.high:.2f}) of {row.against}"
 
 
 def target_text(row):
-    if row.target is None:
-        return ""
-    return f"{'>=' if row.larger_is_better else '<='} {row.target:.2f}"
+    sign = ">=" if row.larger_is_better else "<="
+    if row.limit is not None:
+        return f"{sign} {shown(row.limit, row.unit)}"
+    return f"{sign} {row.target:.2f}" if row.target is not None else ""
 
 
 def aligned(lines, widths=()):
@@ -63,6 +69,31 @@ def table(rows):
         cases.setdefault((row.case, row.title), []).append(row)
     return "\n\n".join(case_table(f"{title} [{case}]", rows)
                        for (case, title), rows in cases.items())
+
+
+def measured_text(row):
+    """The figure that the target is about, or all where there is none."""
+    if row.ratio is not None or row.note:
+        return ratio_text(row)
+    if row.ours:
+        return f"{shown(row.values.get(row.ours), row.unit)} {ratio_text(row)}"
+    return ", ".join(f"{name} {shown(value, row.unit)}" for name, value in row.values.items())
+
+
+def belongs_to_goal(row):
+    """Ratios without a target are shown with their case alone."""
+    return row.ratio is None or row.target is not None or row.figure == SPREAD
+
+
+def goals_table(rows):
+    """What the stores are built to reach, goal by goal, with the command for each row alone."""
+    lines = [["Goals", "measured (range)", "target", "", "alone: make bench ..."]]
+    for goal, name in GOAL_NAMES.items():
+        mine = [row for row in rows if GOALS.get(row.case) == goal and belongs_to_goal(row)]
+        lines += [[f"{goal:2} {name}"]] if mine else []
+        lines += [[f"   {row.figure}", measured_text(row), target_text(row), row.verdict,
+                   f"ONLY={row.case}"] for row in mine]
+    return "\n".join(aligned(lines))
 
 
 def calls_table(calls):

@@ -1,5 +1,6 @@
 """The servers that are measured: how each is started on a Unix socket in a folder, and stopped."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import time
 START_SECONDS = 30
 STOP_SECONDS = 60
 SETTLE_SECONDS = 30
+SAME_SECONDS = 6  # memory that has not changed for so long has settled
 
 
 class Missing(Exception):
@@ -61,7 +63,7 @@ class Server:
             if self.process.poll() is not None or time.monotonic() > end:
                 self.stop()
                 raise Missing(f"{self.name} did not start: {self.last_words()}")
-            time.sleep(0.005)
+            time.sleep(0.001)
         return self
 
     def last_words(self):
@@ -97,6 +99,37 @@ class Server:
             fields = stat.read().rsplit(")", 1)[1].split()
         return int(fields[11]) + int(fields[12])
 
+    def threads(self):
+        """{thread's number: its name}"""
+        found = {}
+        for thread in os.listdir(f"/proc/{self.pid}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{self.pid}/task/{thread}/comm") as comm:
+                found[thread] = comm.read().strip()
+        return found
+
+    def cpu_ns(self, name=None):
+        """CPU time so far of all threads that there are, or of those of a name."""
+        total = 0
+        for thread, its_name in self.threads().items():
+            if name is not None and its_name != name:
+                continue
+            with contextlib.suppress(OSError), \
+                    open(f"/proc/{self.pid}/task/{thread}/schedstat") as stat:
+                total += int(stat.read().split()[0])
+        return total
+
+    def written(self):
+        """Bytes that it has had the kernel write to disks, as whole pages; and by its calls to
+        write()."""
+        with open(f"/proc/{self.pid}/io") as counters:
+            found = dict(line.split(": ") for line in counters.read().splitlines())
+        return int(found["write_bytes"]), int(found["wchar"])
+
+    def kill(self):
+        """Ends it without a chance to do anything."""
+        self.process.kill()
+        self.stop()
+
     def settle(self):
         """Waits until it has ended what it does in the background: others are measured next."""
         end = time.monotonic() + SETTLE_SECONDS
@@ -113,6 +146,31 @@ class Server:
                  for key, value in re.findall(r"(VmRSS|RssAnon):\s+(\d+) kB", text)}
         return found["VmRSS"], found["RssAnon"]
 
+    def all_memory(self):
+        """Resident bytes, and those of files in memory that are not mapped at the moment."""
+        with open(f"/proc/{self.pid}/status") as status:
+            found = {key: int(value) * 1024
+                     for key, value in re.findall(r"(Rss\w+):\s+(\d+) kB", status.read())}
+        files = {}
+        for name in os.listdir(f"/proc/{self.pid}/fd"):
+            path = f"/proc/{self.pid}/fd/{name}"
+            with contextlib.suppress(OSError):
+                if os.readlink(path).startswith("/memfd:"):
+                    status = os.stat(path)
+                    files[status.st_ino] = status.st_blocks * 512
+        return found["RssAnon"] + found["RssFile"] + max(found["RssShmem"], sum(files.values()))
+
+    def settled_memory(self):
+        """The same once it does not change any more: allocators give back late."""
+        end = time.monotonic() + SETTLE_SECONDS
+        last, since = self.all_memory(), time.monotonic()
+        while time.monotonic() < min(end, since + SAME_SECONDS):
+            time.sleep(0.2)
+            now = self.all_memory()
+            if abs(now - last) > 1 << 18:
+                last, since = now, time.monotonic()
+        return self.all_memory()
+
 
 class Liara(Server):
     """This project's daemon on one of its backends."""
@@ -123,15 +181,19 @@ class Liara(Server):
         super().__init__(name, folder, workers)
         self.build = build
         self.backend = backend
-        self.options = list(options)
+        self.options = list(options)  # KEY=VALUE, or KEY= to leave it to the configuration
+        self.config = None            # a file; None: there is none
+
+    def directory(self):
+        return os.path.join(self.folder, self.name + ".store")
 
     def command(self):
         path = os.path.join(self.build, "liara-cached")
         if not os.access(path, os.X_OK):
             raise Missing(f"{path} is not built")
-        directory = os.path.join(self.folder, self.name + ".store")
+        directory = self.directory()
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        options = {"config": "/dev/null", "socket": self.socket, "backend": self.backend,
+        options = {"config": self.config or "/dev/null", "socket": self.socket, "backend": self.backend,
                    "directory": directory, "max-size": "8G", "workers": self.workers,
                    "max-connections": 9000, "log-level": "warning"}
         if self.backend == "redis":
@@ -139,7 +201,7 @@ class Liara(Server):
         for option in self.options:
             key, _, value = option.partition("=")
             options[key] = value
-        return [path] + [f"--{key}={value}" for key, value in options.items()]
+        return [path] + [f"--{key}={value}" for key, value in options.items() if value != ""]
 
     def start(self):
         if self.backend == "redis" and not self.helpers:
@@ -154,15 +216,16 @@ class Memcached(Server):
 
     peer = "memcached"
 
-    def __init__(self, name, folder, workers, largest=0):
+    def __init__(self, name, folder, workers, largest=0, megabytes=8192):
         super().__init__(name, folder, workers)
         self.largest = largest
+        self.megabytes = megabytes
 
     def command(self):
         user = ["-u", "root"] if os.getuid() == 0 else []
         item = ["-I", "64m"] if self.largest >= 1000000 else []
-        return [program("memcached"), "-s", self.socket, "-t", str(self.workers), "-m", "8192",
-                "-c", "9000"] + item + user
+        return [program("memcached"), "-s", self.socket, "-t", str(self.workers), "-m",
+                str(self.megabytes), "-c", "9000"] + item + user
 
 
 class Redis(Server):
@@ -170,9 +233,23 @@ class Redis(Server):
 
     peer = "redis"
 
+    def __init__(self, name, folder, workers, options=()):
+        super().__init__(name, folder, workers)
+        self.options = list(options)
+
     def command(self):
-        return [program("redis-server"), "--port", "0", "--unixsocket", self.socket, "--save", "",
-                "--appendonly", "no", "--maxclients", "9000", "--dir", self.folder]
+        return [self.program(), "--port", "0", "--unixsocket", self.socket, "--save", "",
+                "--appendonly", "no", "--maxclients", "9000", "--dir", self.folder, *self.options]
+
+    def program(self):
+        """Without the package redis-server its program is there under another name, in
+        redis-tools; it goes by the name that it is called by."""
+        if shutil.which("redis-server") is None and shutil.which("redis-check-rdb") is not None:
+            path = os.path.join(self.folder, "redis-server")
+            if not os.path.lexists(path):
+                os.symlink(program("redis-check-rdb"), path)
+            return path
+        return program("redis-server")
 
 
 class Bare(Server):

@@ -35,7 +35,8 @@ struct conn {
     unsigned count;   /* requests in the batch */
     unsigned answered;
     struct asked *asked;
-    char *out; /* the batch, but for a large value and the tail behind it */
+    struct conn *next; /* of those that have none, at a fixed rate */
+    char *out;         /* the batch, but for a large value and the tail behind it */
     size_t out_length, sent;
     uint64_t body;      /* of the large value */
     uint64_t body_left; /* of a reply: bytes of value and tail still to come */
@@ -50,7 +51,9 @@ struct traffic {
     uint64_t random;
     uint64_t started; /* requests */
     uint64_t next_key;
-    unsigned open; /* connections that have a batch on its way */
+    unsigned open;          /* connections that have a batch on its way */
+    struct conn *idle;      /* the others, at a fixed rate */
+    uint64_t due, interval; /* when the next batch is to be sent; 0: as soon as one is answered */
     _Atomic uint64_t answered;
     uint64_t misses, exists, errors;
     char first_error[128];
@@ -76,6 +79,20 @@ int traffic_connect(const char *socket_path)
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof(address)) != 0)
         err(1, "can't connect to %s", socket_path);
+    return fd;
+}
+
+/* A connection of the plan's, with its prefix set. */
+static int connect_as_planned(const struct traffic_plan *plan)
+{
+    char line[64], answer[4] = "";
+    int fd = traffic_connect(plan->socket);
+    if (plan->prefix == NULL)
+        return fd;
+    int length = snprintf(line, sizeof(line), "PREFIX %s\n", plan->prefix);
+    if (length >= (int)sizeof(line) || send(fd, line, (size_t)length, MSG_NOSIGNAL) != length ||
+        recv(fd, answer, 3, MSG_WAITALL) != 3 || strcmp(answer, "OK\n") != 0)
+        errx(1, "%s took no prefix", plan->peer->name);
     return fd;
 }
 
@@ -217,7 +234,7 @@ static bool start_batch(struct conn *conn, uint64_t now)
     if (count == 0)
         return false;
     if (conn->fd < 0) {
-        conn->fd = traffic_connect(traffic->plan.socket);
+        conn->fd = connect_as_planned(&traffic->plan);
         watch(conn);
     }
     while (conn->count < count)
@@ -323,8 +340,13 @@ static void batch_done(struct conn *conn, uint64_t now)
         conn->fd = -1;
         now = traffic_clock();
     }
-    if (!start_batch(conn, now))
+    if (conn->traffic->interval > 0) {
+        conn->next = conn->traffic->idle;
+        conn->traffic->idle = conn;
         conn->traffic->open--;
+    } else if (!start_batch(conn, now)) {
+        conn->traffic->open--;
+    }
 }
 
 static void readable(struct conn *conn)
@@ -342,6 +364,29 @@ static void readable(struct conn *conn)
         batch_done(conn, now);
 }
 
+/* At a fixed rate: sends what is due, as far as there are connections for it. */
+static void send_due(struct traffic *traffic)
+{
+    uint64_t now = traffic_clock();
+    while (traffic->idle != NULL && traffic->due <= now) {
+        struct conn *conn = traffic->idle;
+        if (!start_batch(conn, traffic->due))
+            return;
+        traffic->idle = conn->next;
+        traffic->open++;
+        traffic->due += traffic->interval;
+    }
+}
+
+/* How long there is nothing to do but to wait for replies. */
+static struct timespec patience(const struct traffic *traffic)
+{
+    uint64_t now = traffic_clock(), wait = PATIENCE_MS * UINT64_C(1000000);
+    if (traffic->idle != NULL && left_to_start(traffic) > 0)
+        wait = traffic->due > now ? traffic->due - now : 0;
+    return (struct timespec){(time_t)(wait / 1000000000), (long)(wait % 1000000000)};
+}
+
 /* Polls for a while if the plan says so, then sleeps until something comes. */
 static int wait_for_events(struct traffic *traffic, struct epoll_event *events)
 {
@@ -353,22 +398,37 @@ static int wait_for_events(struct traffic *traffic, struct epoll_event *events)
                 return count;
         } while (traffic_clock() < end);
     }
-    return epoll_wait(traffic->epoll, events, EVENTS, PATIENCE_MS);
+    struct timespec wait = patience(traffic);
+    int count = epoll_pwait2(traffic->epoll, events, EVENTS, &wait, NULL);
+    if ((count == 0 && traffic->interval == 0) || (count < 0 && errno != EINTR))
+        errx(1, "%s said nothing for %d ms", traffic->plan.peer->name, PATIENCE_MS);
+    return count;
+}
+
+static void start_all(struct traffic *traffic)
+{
+    uint64_t now = traffic_clock();
+    for (unsigned i = 0; i < traffic->plan.connections; i++) {
+        struct conn *conn = &traffic->conns[i];
+        if (traffic->interval == 0) {
+            traffic->open += start_batch(conn, now);
+        } else {
+            conn->next = traffic->idle;
+            traffic->idle = conn;
+        }
+    }
+    traffic->due = now + traffic->interval;
 }
 
 void traffic_run(struct traffic *traffic)
 {
     struct epoll_event events[EVENTS];
-    uint64_t now = traffic_clock();
     traffic->phase = (enum phase)atomic_load(traffic->plan.phase);
-    for (unsigned i = 0; i < traffic->plan.connections; i++)
-        traffic->open += start_batch(&traffic->conns[i], now);
-    while (traffic->open > 0) {
+    start_all(traffic);
+    while (traffic->open > 0 || (traffic->interval > 0 && left_to_start(traffic) > 0)) {
         int count = wait_for_events(traffic, events);
         traffic->phase =
             (enum phase)atomic_load_explicit(traffic->plan.phase, memory_order_relaxed);
-        if (count == 0 || (count < 0 && errno != EINTR))
-            errx(1, "%s said nothing for %d ms", traffic->plan.peer->name, PATIENCE_MS);
         for (int i = 0; i < count; i++) {
             struct conn *conn = events[i].data.ptr;
             if (events[i].events & EPOLLOUT)
@@ -376,6 +436,8 @@ void traffic_run(struct traffic *traffic)
             if (events[i].events & ~(uint32_t)EPOLLOUT)
                 readable(conn);
         }
+        if (traffic->interval > 0)
+            send_due(traffic);
     }
 }
 
@@ -396,7 +458,7 @@ static void prepare(struct traffic *traffic, struct conn *conn)
     conn->fd = -1;
     if (plan->reconnect)
         return;
-    conn->fd = traffic_connect(plan->socket);
+    conn->fd = connect_as_planned(plan);
     watch(conn);
 }
 
@@ -406,6 +468,7 @@ struct traffic *traffic_new(const struct traffic_plan *plan)
         errx(1, "PUTs of more than %d bytes go one at a time", COPIED_MAX);
     struct traffic *traffic = must(calloc(1, sizeof(*traffic)));
     traffic->plan = *plan;
+    traffic->interval = plan->rate > 0 ? (uint64_t)(1e9 / plan->rate) : 0;
     traffic->random = plan->seed * 0x9e3779b97f4a7c15u | 1;
     traffic->epoll = epoll_create1(EPOLL_CLOEXEC);
     if (traffic->epoll < 0)

@@ -1,7 +1,9 @@
 /*
  * One thread's share of the load: its connections, each of which sends a batch of requests, waits
- * for all its replies, checks them, and sends the next. The thread shares nothing with others but
- * the phase that it reads and the counters that others may read while it runs.
+ * for all its replies, checks them, and sends the next. At a fixed rate a batch has its time: if no
+ * connection is free then, its latency counts from that time all the same. The thread shares
+ * nothing with others but the phase that it reads and the counters that others may read while it
+ * runs.
  */
 #ifndef LIARA_BENCH_TRAFFIC_H
 #define LIARA_BENCH_TRAFFIC_H
@@ -19,6 +21,7 @@ enum phase { PHASE_WARM, PHASE_MEASURE, PHASE_STOP };
 struct traffic_plan {
     const struct peer *peer;
     const char *socket;
+    const char *prefix; /* of this daemon's connections; NULL: none */
     atomic_int *phase;
     unsigned connections;
     unsigned in_flight;   /* requests in a batch */
@@ -30,6 +33,8 @@ struct traffic_plan {
     const uint32_t *draws; /* of a skewed choice, TRAFFIC_DRAWS of them; NULL: all alike */
     uint64_t requests;     /* to send in all; 0: until STOP */
     uint64_t size;         /* of a value */
+    double rate;           /* batches a second, whatever the server does; 0: each connection sends
+                              as soon as its last batch is answered */
     unsigned spin_us;      /* how long to poll before going to sleep */
     uint64_t seed;
 };

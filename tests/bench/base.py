@@ -1,0 +1,46 @@
+"""The build of an older commit that new figures are measured against."""
+
+import os
+import shutil
+import subprocess
+
+from servers import Missing
+
+COMMIT = "8067669"  # before the engine: the stores' own indexes, and a memory tier before them
+BUILD_SECONDS = 900
+
+
+def git(source, *arguments):
+    """What git said; Missing with the reason."""
+    if shutil.which("git") is None:
+        raise Missing("git is not installed, so there is no older commit to measure against")
+    done = subprocess.run(["git", "-C", source, *arguments], capture_output=True)
+    if done.returncode != 0:
+        raise Missing(f"git {arguments[0]}: {done.stderr.decode(errors='replace').strip()}")
+    return done.stdout
+
+
+def built(build, source, base):
+    """The folder of base's liara-cached: base is such a folder, or a commit, which is built once
+    into BUILD/base-COMMIT. Missing, and why, where there is none."""
+    if os.access(os.path.join(base, "liara-cached"), os.X_OK):
+        return os.path.abspath(base)
+    commit = git(source, "rev-parse", "--verify", "--quiet", "--short=10",
+                 base + "^{commit}").decode().strip()
+    folder = os.path.join(build, "base-" + commit)
+    place = os.path.join(folder, "build")
+    if os.access(os.path.join(place, "liara-cached"), os.X_OK):
+        return place
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+    subprocess.run(["tar", "-x", "-C", folder], check=True,
+                   input=git(source, "archive", "--format=tar", commit))
+    # The options of the make that runs this are not meant for that one.
+    environment = {name: value for name, value in os.environ.items()
+                   if name not in ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL")}
+    done = subprocess.run(["make", "-C", folder, f"-j{os.cpu_count()}", "BUILD=build",
+                           "build/liara-cached"], env=environment, capture_output=True, text=True,
+                          timeout=BUILD_SECONDS)
+    if done.returncode != 0:
+        raise Missing(f"commit {commit} does not build: {(done.stderr or done.stdout).strip()[-300:]}")
+    return place

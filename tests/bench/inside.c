@@ -1,0 +1,137 @@
+#include "inside.h"
+
+#include "../../daemon/clock.h"
+
+#include <err.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static struct store *store;
+static struct loop *loop;
+static bool finished;
+static uint64_t random_state = 88172645463325252;
+
+static void done(struct store_call *call)
+{
+    (void)call;
+    finished = true;
+}
+
+static enum store_status run(struct store_call *call)
+{
+    call->loop = loop;
+    call->done = done;
+    finished = false;
+    enum store_status status = store_submit(store, call);
+    if (status != STORE_PENDING)
+        return status;
+    while (!finished)
+        loop_step(loop, 50);
+    return call->status;
+}
+
+static struct store_call new_call(enum store_op op, char key[INSIDE_KEY], uint64_t number)
+{
+    memcpy(key, "key-", 4);
+    for (unsigned i = 4; i < INSIDE_KEY; i++)
+        key[i] = "0123456789abcdef"[number >> (4 * (INSIDE_KEY - 1 - i)) & 15];
+    return (struct store_call){.op = op, .key = (uint8_t *)key, .key_length = INSIDE_KEY};
+}
+
+void inside_put(uint64_t number, uint32_t length, bool overwrite)
+{
+    char key[INSIDE_KEY];
+    struct store_call call = new_call(STORE_PUT, key, number);
+    call.value = value_new(call.key, INSIDE_KEY, length);
+    if (call.value == NULL)
+        errx(1, "no memory for a value");
+    memset(value_bytes(call.value), (int)number, length);
+    call.overwrite = overwrite;
+    if (run(&call) == STORE_FAILED)
+        errx(1, "PUT: %s", call.text);
+}
+
+bool inside_get(uint64_t number)
+{
+    static uint8_t room[VALUE_COPY_MAX];
+    char key[INSIDE_KEY];
+    struct store_call call = new_call(STORE_GET, key, number);
+    call.room = room;
+    call.room_size = sizeof(room);
+    enum store_status status = run(&call);
+    if (status == STORE_FAILED)
+        errx(1, "GET: %s", call.text);
+    value_unref(call.value);
+    pinned_release(&call.pinned);
+    return status == STORE_OK;
+}
+
+struct store_call inside_ask_all(enum store_op op)
+{
+    struct store_call call = {.op = op, .key = (const uint8_t *)""};
+    if (run(&call) != STORE_OK)
+        errx(1, "%s", call.text);
+    return call;
+}
+
+uint64_t inside_random(void)
+{
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 7;
+    random_state ^= random_state << 17;
+    return random_state;
+}
+
+static double clock_ns(clockid_t clock)
+{
+    struct timespec now;
+    clock_gettime(clock, &now);
+    return (double)now.tv_sec * 1e9 + (double)now.tv_nsec;
+}
+
+double inside_cpu(void)
+{
+    return clock_ns(CLOCK_THREAD_CPUTIME_ID);
+}
+
+double inside_clock(void)
+{
+    return clock_ns(CLOCK_MONOTONIC);
+}
+
+double inside_resident(void)
+{
+    long pages = 0;
+    FILE *file = fopen("/proc/self/statm", "r");
+    if (file == NULL || fscanf(file, "%*s %ld", &pages) != 1)
+        err(1, "/proc/self/statm");
+    fclose(file);
+    return (double)pages * (double)sysconf(_SC_PAGESIZE);
+}
+
+void inside_open(const char *backend, const struct config *config)
+{
+    char why[256];
+    const struct store_ops *ops = store_find(backend);
+    if (ops == NULL)
+        errx(2, "no backend %s", backend);
+    clock_start();
+    loop = loop_new(0);
+    store = store_open(ops, config, why, sizeof(why));
+    if (store == NULL || loop == NULL || !store_attach(store, loop))
+        errx(1, "%s", why);
+}
+
+void inside_close(void)
+{
+    store_detach(store, loop);
+    store_close(store);
+    loop_free(loop);
+}
+
+void inside_set_max_size(uint64_t bytes)
+{
+    store_set_max_size(store, bytes);
+}
