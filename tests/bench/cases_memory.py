@@ -5,9 +5,11 @@ import random
 import signal
 import time
 
+import base
 from cases import CASES, case
 from line import Line
-from measure import CPU, P50, Row, limited, row_of, run_tool
+from measure import CPU, P50, Figure, Row, limited, row_of, run_tool
+from servers import Missing
 
 MB = 1000000
 
@@ -150,7 +152,7 @@ def memory_disk(bench):
             samples = {}
             for key, make in makes.items():
                 if key == "base" and entries > 1000000:
-                    continue
+                    continue  # it would take minutes to be filled
                 server = filled_and_started_anew(bench, make, entries)
                 with Line(server.socket) as line:
                     there = int(line.inspect()["entries"])
@@ -162,20 +164,31 @@ def memory_disk(bench):
             bench.rows.append(limited(name, title, f"{backend}, {entries} entries", "B", samples, 32))
 
 
+ENGINE_FIGURES = (("put_full_ns", "PUT into a full store, CPU", 700),
+                  ("put_new_ns", "PUT while there is room, CPU", None),
+                  ("put_over_ns", "PUT over an entry, CPU", None), ("get_ns", "GET, CPU", None))
+
+
 @case("engine", "PUT of a new 100 B entry, memory store in process, policy on", goal=6)
 def engine(bench):
     name, title = "engine", CASES["engine"][0]
     bench.stop_all()
+    programs = {"liara": bench.tool("engine")}
+    if bench.has_base(name, title):
+        try:
+            programs["base"] = base.engine(bench.base_folder)
+        except Missing as why:
+            bench.rows.append(Row(name, title, "beside the older store", "", {}, note=str(why)))
     entries, size = (100000, 30 << 20) if bench.settings.quick else (1000000, 256 << 20)
-    results = [run_tool([bench.tool("engine"), "json", str(entries), "100", str(size)], "engine")
-               for _ in range(max(5, bench.settings.rounds))]
-    bench.raw[name] = results
-    for key, figure, limit in (("put_full_ns", "PUT into a full store, CPU", 700),
-                               ("put_new_ns", "PUT while there is room, CPU", None),
-                               ("put_over_ns", "PUT over an entry, CPU", None),
-                               ("get_ns", "GET, CPU", None)):
-        bench.rows.append(limited(name, title, figure, "ns",
-                                  {"liara": [result[key] for result in results]}, limit))
+    arguments = ["json", str(entries), "100", str(size)]
+    rounds = bench.rounds(name, {key: (lambda program=program: run_tool([program] + arguments, key))
+                                 for key, program in programs.items()})
+    for key, figure, limit in ENGINE_FIGURES:
+        bench.rows.append(limited(name, title, figure, "ns", {
+            program: [result[program][key] for result in rounds] for program in programs}, limit))
+    if "base" in programs:
+        bench.rows.append(row_of(name, title, Figure("put_full_ns", "PUT into a full store, CPU", "ns"),
+                                 rounds, "liara", ["base"]))
 
 
 def growth_sizes(bench):

@@ -64,7 +64,9 @@ bool inside_get(uint64_t number)
     if (status == STORE_FAILED)
         errx(1, "GET: %s", call.text);
     value_unref(call.value);
+#if __has_include("../../daemon/pinned.h") /* older commits that are measured beside have no pins */
     pinned_release(&call.pinned);
+#endif
     return status == STORE_OK;
 }
 
