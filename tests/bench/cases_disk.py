@@ -8,7 +8,7 @@ import time
 
 from cases import CASES, case
 from line import Line, key_of
-from measure import CPU, P50, P99, RATE, Figure, Row, limited, row_of, run_tool
+from measure import CPU, P50, P99, RATE, OLDER, Figure, Row, limited, row_of, run_tool
 from trace import requests
 
 BACKENDS = ("sqlite", "filesystem", "redis")
@@ -120,7 +120,7 @@ def put_absent(bench):
     makes += [lambda backend=backend: bench.liara(backend, backend, workers=1) for backend in DISKS]
     if bench.has_base(name, title):
         makes += [lambda backend=backend: bench.base("base " + backend, backend, workers=1)
-                  for backend in DISKS]
+                  for backend in OLDER]
     for make in makes:
         fill_the_disk(bench, bench.start(make()), entries)
     keys = fresh(1 << 30, count)
@@ -154,9 +154,9 @@ def put_by_processes(bench, server, first, count):
     return result
 
 
-def by_processes(bench, name, options, older):
-    """PUTs by 8 processes to each backend, to the older build's of these names, and where the
-    store has room, to what people use instead."""
+def by_processes(bench, name, options):
+    """PUTs by 8 processes to each backend, to the older build's, and where the store has room, to
+    what people use instead."""
     title = CASES[name][0]
     full = "full store, " if options else ""
     count = 4000 if bench.settings.quick else 64000
@@ -164,7 +164,7 @@ def by_processes(bench, name, options, older):
     for backend in ("memory",) + DISKS:
         bench.start(bench.liara(backend, backend, options))
     if bench.has_base(name, title):
-        for backend in older:
+        for backend in OLDER:
             bench.start(bench.base("base " + backend, backend, options))
     keys = {server.name: fresh(0, count) for server in bench.running}
     runs = {server.name: (lambda server=server:
@@ -210,15 +210,14 @@ def by_processes(bench, name, options, older):
 
 @case("put-processes", "PUT of new 4 KB by 8 processes, PERSIST counted in", goal=7)
 def put_processes(bench):
-    by_processes(bench, "put-processes", [], DISKS)
+    by_processes(bench, "put-processes", [])
 
 
 @case("put-processes-full", "PUT of new 4 KB by 8 processes into a full store, PERSIST counted in",
       goal=7)
 def put_processes_full(bench):
-    """The older filesystem store would take a minute a round."""
     size = 8 if bench.settings.quick else 128
-    by_processes(bench, "put-processes-full", [f"max-size={size}M"], ["sqlite"])
+    by_processes(bench, "put-processes-full", [f"max-size={size}M"])
 
 
 def run_builds(line, builds, on_stored):
@@ -264,7 +263,7 @@ def amplification(bench):
     makes = [lambda backend=backend: bench.liara(backend, backend, options) for backend in DISKS]
     if bench.has_base(name, title):
         makes += [lambda backend=backend: bench.base("base " + backend, backend, options)
-                  for backend in DISKS]
+                  for backend in OLDER]
     disk, calls = {}, {}
     for make in makes:
         server = bench.start(make())
@@ -352,7 +351,7 @@ def persist_case(bench):
         bench.rows.append(row)
 
 
-BUSY_SECONDS = 30  # the older build's PERSIST takes seconds where its store is full
+BUSY_SECONDS = 30
 
 
 def persist_beside_writers(bench, server, samples):
@@ -387,7 +386,7 @@ def persist_busy(bench):
              for backend in DISKS]
     if bench.has_base(name, title):
         makes += [lambda backend=backend: bench.base("base " + backend, backend,
-                                                     [f"max-size={size}M"]) for backend in DISKS]
+                                                     [f"max-size={size}M"]) for backend in OLDER]
     p50, p99, most = {}, {}, {}
     for make in makes:
         server = bench.start(make())

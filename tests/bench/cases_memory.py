@@ -8,7 +8,7 @@ import time
 import base
 from cases import CASES, case
 from line import Line
-from measure import CPU, P50, Figure, Row, limited, row_of, run_tool
+from measure import CPU, OLDER, P50, Figure, Row, limited, row_of, run_tool
 from servers import Missing
 
 MB = 1000000
@@ -142,7 +142,7 @@ def memory_disk(bench):
     has_base = bench.has_base(name, title)
     for backend in ("filesystem", "sqlite"):
         makes = {"liara": lambda backend=backend: bench.liara(backend, backend)}
-        if has_base:
+        if has_base and backend in OLDER:
             makes["base"] = lambda backend=backend: bench.base(backend, backend)
         empty = {}
         for key, make in makes.items():
@@ -151,8 +151,6 @@ def memory_disk(bench):
         for entries in sizes:
             samples = {}
             for key, make in makes.items():
-                if key == "base" and entries > 1000000:
-                    continue  # it would take minutes to be filled
                 server = filled_and_started_anew(bench, make, entries)
                 with Line(server.socket) as line:
                     there = int(line.inspect()["entries"])

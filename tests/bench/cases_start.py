@@ -4,7 +4,7 @@ import time
 
 from cases import CASES, case
 from line import Line, key_of
-from measure import limited
+from measure import OLDER, limited
 
 STARTS = 5
 
@@ -45,8 +45,7 @@ def start(bench, name, backend, entries, limit, overwritten=0):
         entries, overwritten = entries // 100, overwritten // 100
     bench.stop_all()
     makes = [lambda: bench.liara("liara", backend)]
-    # The older filesystem store would take minutes to be filled.
-    if entries <= 1000000 and bench.has_base(name, title):
+    if backend in OLDER and bench.has_base(name, title):
         makes.append(lambda: bench.base("base", backend))
     after_stop, after_kill = {}, {}
     for make in makes:
