@@ -10,14 +10,14 @@ STARTS = 5
 
 
 def first_answer(server):
-    """Milliseconds from the daemon's start to the first GET that hits."""
+    """Milliseconds from the daemon's start to the first GET that hits, and those of CPU."""
     before = time.perf_counter()
     server.start()
     with Line(server.socket) as line:
         while line.get(key_of(7)) is None:
             if time.perf_counter() - before > 60:
                 raise RuntimeError(f"{server.name}: no hit after its start")
-    return (time.perf_counter() - before) * 1e3
+    return (time.perf_counter() - before) * 1e3, server.cpu_ns() / 1e6
 
 
 def put_and_kill(bench, server, number):
@@ -29,7 +29,7 @@ def put_and_kill(bench, server, number):
 
 
 def start_times(bench, server):
-    """Milliseconds after ends as they should be, and after kills."""
+    """What first_answer() says after ends as they should be, and after kills."""
     stopped, killed = [], []
     for number in range(STARTS):
         server.stop()
@@ -59,7 +59,10 @@ def start(bench, name, backend, entries, limit, overwritten=0):
         bench.stop_all()
     bench.raw[name] = [{"stopped": after_stop, "killed": after_kill}]
     for what, times in (("after a stop", after_stop), ("after kill -9", after_kill)):
-        bench.rows.append(limited(name, title, f"{what}, {entries} entries", "ms", times, limit))
+        for number, figure, most in ((0, what, limit), (1, f"{what}, CPU", None)):
+            samples = {key: [pair[number] for pair in list_] for key, list_ in times.items()}
+            bench.rows.append(limited(name, title, f"{figure}, {entries} entries", "ms", samples,
+                                      most))
 
 
 for _name, _title, _arguments in (
