@@ -53,6 +53,7 @@ def built(build, source, base):
 ENGINE = ("engine.c", "inside.c", "inside.h")
 ENGINE_RULE = """
 include Makefile
+override CPPFLAGS += -DINSIDE_OLDER
 $(BUILD)/bench/engine: $(call objects,tests/bench/engine.c tests/bench/inside.c) $(CORE)
 	mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -o $@ $^ $(ALLOCATOR) $(LIBS)

@@ -114,10 +114,9 @@ static uint32_t mixed_length(void)
 static void say_memory(const char *what, double before, uint64_t max_size)
 {
     sleep(SETTLE_SECONDS);
-    struct store_call all = inside_ask_all(STORE_INSPECT);
+    double size = (double)inside_ask_all(STORE_INSPECT).size;
     printf("  %-40s %7.1f MB resident, %.1f MB of keys and values (%.3f of max-size)\n", what,
-           (inside_resident() - before) / 1e6, (double)all.size / 1e6,
-           (double)all.size / (double)max_size);
+           (inside_resident() - before) / 1e6, size / 1e6, size / (double)max_size);
 }
 
 static void mixed(uint64_t max_size)

@@ -13,6 +13,18 @@ static struct loop *loop;
 static bool finished;
 static uint64_t random_state = 88172645463325252;
 
+/* bench.py also builds this file with an older commit's store, whose calls are not divided into
+ * request and result. */
+#ifdef INSIDE_OLDER
+#define REQUEST(call) (call)
+#define RESULT(call)  (call)
+#define CALL(...)     ((struct store_call){__VA_ARGS__})
+#else
+#define REQUEST(call) ((call).request)
+#define RESULT(call)  ((call).result)
+#define CALL(...)     ((struct store_call){.request = {__VA_ARGS__}})
+#endif
+
 static void done(struct store_call *call)
 {
     (void)call;
@@ -21,7 +33,7 @@ static void done(struct store_call *call)
 
 static enum store_status run(struct store_call *call)
 {
-    call->loop = loop;
+    REQUEST(*call).loop = loop;
     call->done = done;
     finished = false;
     enum store_status status = store_submit(store, call);
@@ -29,7 +41,7 @@ static enum store_status run(struct store_call *call)
         return status;
     while (!finished)
         loop_step(loop, 50);
-    return call->status;
+    return RESULT(*call).status;
 }
 
 static struct store_call new_call(enum store_op op, char key[INSIDE_KEY], uint64_t number)
@@ -37,20 +49,20 @@ static struct store_call new_call(enum store_op op, char key[INSIDE_KEY], uint64
     memcpy(key, "key-", 4);
     for (unsigned i = 4; i < INSIDE_KEY; i++)
         key[i] = "0123456789abcdef"[number >> (4 * (INSIDE_KEY - 1 - i)) & 15];
-    return (struct store_call){.op = op, .key = (uint8_t *)key, .key_length = INSIDE_KEY};
+    return CALL(.op = op, .key = (uint8_t *)key, .key_length = INSIDE_KEY);
 }
 
 void inside_put(uint64_t number, uint32_t length, bool overwrite)
 {
     char key[INSIDE_KEY];
     struct store_call call = new_call(STORE_PUT, key, number);
-    call.value = value_new(call.key, INSIDE_KEY, length);
-    if (call.value == NULL)
+    REQUEST(call).value = value_new(REQUEST(call).key, INSIDE_KEY, length);
+    if (REQUEST(call).value == NULL)
         errx(1, "no memory for a value");
-    memset(value_bytes(call.value), (int)number, length);
-    call.overwrite = overwrite;
+    memset(value_bytes(REQUEST(call).value), (int)number, length);
+    REQUEST(call).overwrite = overwrite;
     if (run(&call) == STORE_FAILED)
-        errx(1, "PUT: %s", call.text);
+        errx(1, "PUT: %s", RESULT(call).text);
 }
 
 bool inside_get(uint64_t number)
@@ -58,24 +70,25 @@ bool inside_get(uint64_t number)
     static uint8_t room[VALUE_COPY_MAX];
     char key[INSIDE_KEY];
     struct store_call call = new_call(STORE_GET, key, number);
-    call.room = room;
-    call.room_size = sizeof(room);
+    REQUEST(call).room = room;
+    REQUEST(call).room_size = sizeof(room);
     enum store_status status = run(&call);
     if (status == STORE_FAILED)
-        errx(1, "GET: %s", call.text);
-    value_unref(call.value);
-#if __has_include("../../daemon/pinned.h") /* older commits that are measured beside have no pins */
-    pinned_release(&call.pinned);
+        errx(1, "GET: %s", RESULT(call).text);
+    value_unref(RESULT(call).value);
+#if __has_include("../../daemon/pinned.h") /* older commits that are measured beside have no pins  \
+                                            */
+    pinned_release(&RESULT(call).pinned);
 #endif
     return status == STORE_OK;
 }
 
-struct store_call inside_ask_all(enum store_op op)
+struct inside_figures inside_ask_all(enum store_op op)
 {
-    struct store_call call = {.op = op, .key = (const uint8_t *)""};
+    struct store_call call = CALL(.op = op, .key = (const uint8_t *)"");
     if (run(&call) != STORE_OK)
-        errx(1, "%s", call.text);
-    return call;
+        errx(1, "%s", RESULT(call).text);
+    return (struct inside_figures){RESULT(call).entries, RESULT(call).size};
 }
 
 uint64_t inside_random(void)
