@@ -51,7 +51,7 @@ $(BUILD)/packages.mk: Makefile
 	@{ echo "LIB_CFLAGS := $$(pkg-config --cflags $(LIBRARIES))"; \
 	   echo "LIBS := $$(pkg-config --libs $(filter-out jemalloc,$(LIBRARIES)))"; } > $@
 # What these do themselves needs no library; what they start in a further make may.
-ifneq ($(filter-out clean deps check lint format histories crash faults demo asan tsan gcov coverage bench uninstall,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out clean deps check lint format histories crash faults demo asan tsan gcov coverage policy bench uninstall,$(or $(MAKECMDGOALS),all)),)
 include $(BUILD)/packages.mk
 endif
 
@@ -130,6 +130,10 @@ $(BUILD)/tests/test_store $(BUILD)/tests/faulty-cached: override LDFLAGS += -fno
 # The system calls that change the disk, so that a crash or a failure can come at each.
 $(BUILD)/tests/test_log_backing: override LDFLAGS += -fno-lto $(addprefix -Wl$(comma)--wrap=,pwritev \
   pwritev64 pwrite pwrite64 fdatasync fsync fallocate fallocate64 ftruncate ftruncate64 unlinkat renameat)
+# Traces of builds, and caches that they are played to.
+POLICY := $(call objects,tests/policy/trace.c tests/policy/model.c)
+$(BUILD)/tests/test_policy: $(POLICY)
+$(BUILD)/tests/test_policy: override LDFLAGS += -lm
 $(BUILD)/tests/test_%: $(BUILD)/obj/tests/unit/test_%.o $(CORE) $(BUILD)/libliara-cache.a
 	@echo "  LINK $@"
 	@mkdir -p $(@D)
@@ -207,6 +211,13 @@ coverage:
 	@tests/run --plain $(BUILD)/gcov
 	gcovr --root . --filter proto/ --filter daemon/ --print-summary $(BUILD)/gcov
 
+# What eviction keeps, against exact LRU. WORDS: kinds of traces and seeds.
+policy: WORDS ?= 1 2
+policy:
+	@$(MAKE) --no-print-directory deps
+	@$(again) $(BUILD)/policy
+	@$(BUILD)/policy $(WORDS)
+
 # QUICK=1 is short; ONLY=case,… are some; BASE=commit or folder of a build is measured against;
 # PLOTS=docs/bench puts the plots where README.md shows them.
 BENCH_NEEDS   := $(BUILD_NEEDS) memcached redis-tools libmemcached-dev gnuplot-nox strace python3
@@ -228,6 +239,11 @@ $(INSIDE): $(BUILD)/bench/%: $(BUILD)/obj/tests/bench/%.o \
 	@echo "  LINK $@"
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -o $@ $^ $(if $(SANITIZE),,$(ALLOCATOR)) $(LIBS)
+
+$(BUILD)/policy: $(call objects,tests/policy/policy.c) $(POLICY) $(CORE)
+	@echo "  LINK $@"
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) -o $@ $^ $(if $(SANITIZE),,$(ALLOCATOR)) $(LIBS) -lm
 
 benchmarks: all $(BENCH) $(INSIDE)
 
@@ -251,5 +267,5 @@ clean:
 
 .SECONDARY:
 .PHONY: all install uninstall run deps units everything checks asan tsan gcov check lint format \
-        histories crash faults demo coverage benchmarks bench fuzz clean
+        histories crash faults demo coverage policy benchmarks bench fuzz clean
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

@@ -91,10 +91,12 @@ START_TEST(old_and_large_and_cheap_goes_first)
                           score(100, 100, (uint8_t)(now - age - 1)));
     ck_assert_uint_lt(score(100, 100, now), score(200, 100, now));
     ck_assert_uint_gt(score(100, 100, now), score(100, 1000, now));
-    /* Twice the age counts as four times the size, or a sixteenth of the cost. */
-    unsigned twice = score(100, 100, (uint8_t)(now - 7)) - score(100, 100, (uint8_t)(now - 3));
-    ck_assert_uint_eq(twice, score(400, 100, now) - score(100, 100, now));
-    ck_assert_uint_eq(twice, score(100, 64, now) - score(100, 1024, now));
+    /* Four times the age counts as twice the size, or a quarter of the cost, while no use is known.
+     */
+    unsigned four_times =
+        score(100, 100, (uint8_t)(now - 31)) - score(100, 100, (uint8_t)(now - 7));
+    ck_assert_uint_eq(four_times, score(200, 100, now) - score(100, 100, now));
+    ck_assert_uint_eq(four_times, score(100, 256, now) - score(100, 1024, now));
     /* All of it stays above zero and below what the bar can say. */
     ck_assert_uint_gt(score(0, UINT64_MAX, now), 0);
     ck_assert_uint_lt(score(UINT64_MAX, 0, (uint8_t)(now + 1)), 1024);
@@ -106,21 +108,64 @@ START_TEST(epochs_follow_insertions_and_wrap)
 {
     start();
     unsigned steps = 0;
-    for (unsigned i = 0; i < 16 * 1000; i++) {
+    for (unsigned i = 0; i < 32 * 1000; i++) {
         uint8_t before = evict_epoch(policy);
-        evict_inserted(policy, 16 * 1000);
+        /* What a shard knows of the whole varies. */
+        evict_inserted(policy, i % 2 ? 2 * 32 * 1000 - 64 : 64);
         steps += evict_epoch(policy) != before;
     }
-    ck_assert_uint_eq(steps, 16);
-    advance(256 - 16 - 2);
+    ck_assert_uint_ge(steps, 31);
+    ck_assert_uint_le(steps, 33);
+    stop();
+    start();
+    advance(254);
     uint8_t late = evict_epoch(policy);
     ck_assert_uint_eq(late, 254);
     unsigned fresh = score(100, 100, late);
     advance(4);
     ck_assert_uint_eq(evict_epoch(policy), 2);
     ck_assert_uint_eq(score(100, 100, 2), fresh);
-    ck_assert_uint_gt(score(100, 100, late), score(100, 100, 255));
-    ck_assert_uint_gt(score(100, 100, 255), score(100, 100, 1));
+    ck_assert_uint_gt(score(100, 100, late), score(100, 100, 1));
+    ck_assert_uint_gt(score(100, 100, 3), score(100, 100, late));
+    stop();
+}
+END_TEST
+
+/* count entries are used again at this age. */
+static void use_at(unsigned age, unsigned count)
+{
+    struct slot_word word = word_of(100, EVICT_COST_UNKNOWN);
+    for (unsigned i = 0; i < count; i++) {
+        struct index_shard *shard = index_lock(table, i);
+        struct slot *slot = index_add(table, shard, i, &word, (uint8_t)(evict_epoch(policy) - age));
+        evict_used(policy, slot);
+        ck_assert_uint_eq(slot_use(slot), evict_epoch(policy));
+        index_remove(table, shard, slot);
+        index_unlock(shard);
+    }
+    evict_set_bar(policy, EVICT_DISK);
+}
+
+START_TEST(what_is_older_than_all_that_was_used_again_goes)
+{
+    start();
+    advance(100);
+    uint8_t now = evict_epoch(policy), live = (uint8_t)(now - 40), dead = (uint8_t)(now - 41);
+    /* So far age says little: what is twice as large goes first. */
+    ck_assert_uint_gt(score(200, 100, live), score(100, 100, dead));
+    use_at(40, 5000);
+    now = evict_epoch(policy);
+    /* Up to the age at which entries are used again no more than its root; beyond, nearly all. */
+    ck_assert_uint_gt(score(1000, 100, now), score(100, 100, live));
+    ck_assert_uint_gt(score(100, 100, dead), score(2000, 100, live));
+    /* What is forgotten with time counts as little as at first. */
+    advance(140);
+    for (unsigned i = 0; i < 16; i++) {
+        advance(128);
+        evict_set_bar(policy, EVICT_DISK);
+    }
+    now = evict_epoch(policy);
+    ck_assert_uint_gt(score(200, 100, (uint8_t)(now - 40)), score(100, 100, (uint8_t)(now - 41)));
     stop();
 }
 END_TEST
@@ -164,6 +209,7 @@ int main(void)
     tcase_add_test(tcase, a_class_holds_what_is_below_its_limit);
     tcase_add_test(tcase, old_and_large_and_cheap_goes_first);
     tcase_add_test(tcase, epochs_follow_insertions_and_wrap);
+    tcase_add_test(tcase, what_is_older_than_all_that_was_used_again_goes);
     tcase_add_test(tcase, the_bar_lets_the_worst_go);
     return suite_run(suite);
 }

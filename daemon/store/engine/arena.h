@@ -157,8 +157,8 @@ struct entry *arena_next_entry(struct arena *arena, struct arena_unit *segment, 
  */
 bool arena_is_short(const struct arena *arena);
 
-/* How many bytes of a segment may be copied on when it is emptied, so that each yields room; 0
- * where the bound is so small that all entries are large ones. */
+/* How many bytes of a segment may be copied on when it is emptied, in the mean, so that there is
+ * room; 0 where the bound is so small that all entries are large ones. */
 uint32_t arena_keep_max(const struct arena *arena);
 
 /* Seals all open segments, so that they can be emptied. No lock is held. Any thread. */

@@ -6,8 +6,11 @@
 #include <string.h>
 
 enum {
-    STEP = 64,       /* entries */
-    LARGE_UNITS = 32 /* large entries between two settings of the bar */
+    STEP = 64,        /* entries */
+    LARGE_UNITS = 32, /* large entries between two settings of the bar */
+    /* Segments whose share of bytes to be copied on may be saved up. Where all is alive, the share
+     * of one alone would cost every segment some of it. */
+    CREDIT_SEGMENTS = 16
 };
 
 void cleaner_init(struct cleaner *cleaner, struct entries *entries)
@@ -23,11 +26,19 @@ void cleaner_end(struct cleaner *cleaner)
     pthread_mutex_destroy(&cleaner->lock);
 }
 
+static void add_credit(struct cleaner *cleaner)
+{
+    uint64_t share = arena_keep_max(cleaner->entries->arena);
+    uint64_t most = CREDIT_SEGMENTS * share;
+    cleaner->credit = cleaner->credit + share < most ? cleaner->credit + share : most;
+}
+
 static void begin_unit(struct cleaner *cleaner)
 {
     cleaner->unit = arena_take_oldest(cleaner->entries->arena);
     cleaner->offset = 0;
-    cleaner->kept = 0;
+    if (cleaner->unit != NULL && !cleaner->unit->is_large)
+        add_credit(cleaner);
     if (cleaner->unit == NULL || cleaner->until_bar-- > 0)
         return;
     evict_set_bar(cleaner->entries->evict, EVICT_MEMORY);
@@ -81,7 +92,7 @@ static bool keep(struct cleaner *cleaner, struct appender *appender, struct slot
     word.place = arena_place(arena, copy);
     slot_set(slot, &word);
     arena_forget(arena, entry);
-    cleaner->kept += size;
+    cleaner->credit -= size < cleaner->credit ? size : cleaner->credit;
     return true;
 }
 
@@ -99,8 +110,7 @@ static bool empty_entry(struct cleaner *cleaner, struct appender *appender, stru
         arena_entry(entries->arena, slot_get(slot).place) == entry) {
         struct slot_word word = slot_get(slot);
         struct entry_view view = entries_view(entries, shard, slot);
-        bool fits = cleaner->kept + size <= arena_keep_max(entries->arena);
-        bool worth = fits && !entry_expired(&view) &&
+        bool worth = size <= cleaner->credit && !entry_expired(&view) &&
                      evict_worth_keeping(entries->evict, EVICT_MEMORY, &word, slot_use(slot));
         done = (worth && keep(cleaner, appender, slot, entry, size)) ||
                drop(cleaner, shard, slot, &view) || keep(cleaner, appender, slot, entry, size);

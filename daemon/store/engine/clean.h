@@ -11,7 +11,8 @@ struct cleaner {
     struct entries *entries;
     pthread_mutex_t lock;    /* over all that follows */
     struct arena_unit *unit; /* that is being emptied, or NULL */
-    uint32_t offset, kept;   /* in it */
+    uint32_t offset;         /* in it */
+    uint64_t credit;         /* bytes that may be copied on */
     unsigned until_bar;      /* units until the bar of what is kept is set again */
 };
 

@@ -86,7 +86,7 @@ enum store_status engine_look_up(struct engine *engine, struct store_call *call,
         if (slot != NULL) {
             word = slot_get(slot);
             if (call->request.op == STORE_GET)
-                slot_touch(slot, evict_epoch(entries->evict));
+                evict_used(entries->evict, slot);
             if (view.key != NULL)
                 hand_out(engine, call, &view, !wait);
         }

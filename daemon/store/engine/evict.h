@@ -1,11 +1,16 @@
 /*
- * What is worth keeping. An entry's score says how little it is worth: the square of its age times
- * its size, divided by the root of what it cost to compute. Where a segment is emptied, what scores
+ * What is worth keeping. An entry's score says how little it is worth: its size, divided by the
+ * root of what it cost to compute, times what its age says. Where a segment is emptied, what scores
  * better than most of the residents is kept, and the rest goes.
  *
+ * What an age says is learned from the entries that are used: at which ages they are used again.
+ * Up to there an entry is as good as another (a build uses all of its files once; the one that was
+ * used longest ago is the next to be used). Beyond, the longer the less likely is it that it will
+ * ever be used again. While no use has been seen the root of the age counts.
+ *
  * Age counts insertions since the last use, not time: after a quiet night nothing has aged. It is
- * kept as an epoch of 8 bits, which advances once in a sixteenth of the residents' number of
- * insertions. Sizes and costs are classes of 8 bits too: four times the binary logarithm.
+ * kept as an epoch of 8 bits, which advances 32 times while as many entries are inserted as there
+ * are. Sizes and costs are classes of 8 bits too: four times the binary logarithm.
  */
 #ifndef LIARA_ENGINE_EVICT_H
 #define LIARA_ENGINE_EVICT_H
@@ -32,8 +37,11 @@ uint64_t evict_class_middle(uint8_t size_class);
 /* What an entry is taken to have cost if nobody said. */
 #define EVICT_COST_UNKNOWN 100 /* milliseconds */
 
-/* The present epoch, for what is used now. Any thread. */
+/* The present epoch, for what is put now. Any thread. */
 uint8_t evict_epoch(const struct evict *evict);
+
+/* The slot's entry is used now; its shard is locked. Any thread. */
+void evict_used(struct evict *evict, struct slot *slot);
 
 /* One more entry was inserted into so many. Any thread. */
 void evict_inserted(struct evict *evict, uint64_t entries);
