@@ -299,6 +299,32 @@ END_TEST
 
 /* Chance crowds must not make shards grow long before they are full, because a row of buckets is
  * there for all of them once one has it. */
+/* What was reserved is enough for nearly all, and what is far too much is given back. */
+START_TEST(room_is_reserved_and_fitted)
+{
+    start(LARGE);
+    index_reserve(table, MANY);
+    uint64_t reserved = index_bytes(table), places = 0;
+    ck_assert_uint_le(reserved, MANY * 24);
+    for (unsigned i = 0; i < MANY; i++)
+        ck_assert(add(next_random(), i + 1, SLOT_DISK));
+    ck_assert_uint_le(index_bytes(table), reserved + reserved / 16);
+    index_fit(table);
+    ck_assert_uint_ge(index_bytes(table), reserved);
+    random_state = 0x9E3779B97F4A7C15;
+    for (unsigned i = 0; i < MANY; i++)
+        expect(next_random(), ++places, SLOT_DISK);
+    index_reserve(table, 4 * MANY);
+    ck_assert_uint_ge(index_bytes(table), 3 * reserved);
+    index_fit(table);
+    ck_assert_uint_le(index_bytes(table), reserved + reserved / 8);
+    random_state = 0x9E3779B97F4A7C15;
+    for (unsigned i = 0; i < MANY; i++)
+        expect(next_random(), i + 1, SLOT_DISK);
+    index_free(table);
+}
+END_TEST
+
 START_TEST(chance_makes_no_shard_large)
 {
     uint32_t most = 0;
@@ -406,6 +432,7 @@ int main(void)
     tcase_add_test(tcase, neighbouring_crowds_do_not_hide_each_other);
     tcase_add_test(tcase, a_walk_meets_what_stays_exactly_once);
     tcase_add_test(tcase, trimming_gives_memory_back);
+    tcase_add_test(tcase, room_is_reserved_and_fitted);
     tcase_add_test(tcase, chance_makes_no_shard_large);
     tcase_add_test(tcase, a_full_index_refuses_and_goes_on);
     tcase_add_test(tcase, samples_are_taken_beside_growth);

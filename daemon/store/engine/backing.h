@@ -88,6 +88,9 @@ struct backing_owner {
      * tombstones for the rest. Tombstones that are lost the backing writes again by itself, before
      * the next sync() is OK. */
     void (*lost)(void *arg, uint64_t first, uint64_t last);
+
+    /* load() is about to tell about so many records. May be NULL. */
+    void (*expect)(void *arg, uint64_t records);
 };
 
 struct backing_options {

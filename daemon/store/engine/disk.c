@@ -194,6 +194,12 @@ static void owner_lost(void *arg, uint64_t first, uint64_t last)
     writer_lost(engine->writer, first, last);
 }
 
+static void owner_expect(void *arg, uint64_t records)
+{
+    struct engine *engine = arg;
+    index_reserve(engine->entries.index, records);
+}
+
 struct backing_owner disk_owner(struct engine *engine)
 {
     return (struct backing_owner){.arg = engine,
@@ -201,5 +207,6 @@ struct backing_owner disk_owner(struct engine *engine)
                                   .judge = owner_judge,
                                   .moved = owner_moved,
                                   .forget = owner_forget,
-                                  .lost = owner_lost};
+                                  .lost = owner_lost,
+                                  .expect = owner_expect};
 }

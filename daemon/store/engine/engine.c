@@ -680,6 +680,7 @@ static bool start_disk(struct engine *engine, const struct config *config,
         writer_set_max_size(engine->writer, config->max_size);
     if (engine->writer != NULL && !ops->load(engine->backing, why, size))
         return false;
+    index_fit(engine->entries.index);
     if (engine->writer != NULL)
         engine->readers = pool_new("store-reader", READERS);
     if (engine->readers != NULL)

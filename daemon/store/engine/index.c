@@ -431,6 +431,35 @@ void index_trim(struct index *index)
     release_pages(index);
 }
 
+static uint32_t buckets_for(const struct index *index, uint64_t entries)
+{
+    uint64_t buckets = entries / (INDEX_SLOTS * 4 / 5) + 1;
+    return buckets < index->max_buckets ? (uint32_t)buckets : index->max_buckets;
+}
+
+void index_reserve(struct index *index, uint64_t entries)
+{
+    uint32_t buckets = buckets_for(index, entries / INDEX_SHARDS);
+    for (unsigned i = 0; i < INDEX_SHARDS; i++) {
+        struct index_shard *shard = index_lock_shard(index, i);
+        if (buckets > buckets_of(shard))
+            resize(index, shard, buckets);
+        index_unlock(shard);
+    }
+}
+
+void index_fit(struct index *index)
+{
+    for (unsigned i = 0; i < INDEX_SHARDS; i++) {
+        struct index_shard *shard = index_lock_shard(index, i);
+        uint32_t enough = buckets_for(index, shard->used);
+        if (enough < buckets_of(shard) / 8 * 7)
+            resize(index, shard, enough);
+        index_unlock(shard);
+    }
+    release_pages(index);
+}
+
 /* At 85 % most entries still lie in their home bucket. */
 static bool is_full(const struct index_shard *shard)
 {

@@ -84,6 +84,14 @@ void index_free(struct index *index);
 /* Memory that the buckets take beyond the first of each shard. Without a lock. */
 uint64_t index_bytes(const struct index *index);
 
+/*
+ * Takes room for so many entries, as far as the bound allows: growing shard by shard would lay each
+ * entry out anew some eight times. index_fit() gives back what is far too much of it. For load(),
+ * before other threads know the index.
+ */
+void index_reserve(struct index *index, uint64_t entries);
+void index_fit(struct index *index);
+
 /* Gives back what the buckets of shards that have become emptier take; holds one shard's lock at a
  * time. No lock is held by the caller. */
 void index_trim(struct index *index);

@@ -529,6 +529,24 @@ static int take_head(struct seglog *log)
     return segment_fd(log, head, true) >= 0 ? 0 : errno;
 }
 
+/* As the footers say; what has none comes on top. */
+static void tell_count(struct seglog *log)
+{
+    uint64_t records = 0;
+    struct stat st;
+    for (unsigned at = 0; at < log->count; at++) {
+        struct segment *segment = log->segments[at];
+        segment->references++;
+        if (!segment->recovered && segment_fd(log, segment, true) >= 0 &&
+            fstat(segment->fd, &st) == 0 && segment_read_trailer(segment, (uint64_t)st.st_size))
+            records += segment->count;
+        records += segment->list.count;
+        segment->references--;
+    }
+    if (log->owner.expect != NULL)
+        log->owner.expect(log->owner.arg, records);
+}
+
 bool seglog_load(struct backing *backing, char *why, size_t size)
 {
     struct seglog *log = seglog_of(backing);
@@ -543,6 +561,8 @@ bool seglog_load(struct backing *backing, char *why, size_t size)
         error = give_up_all(log);
     if (error == 0 && log->count == 0 && log->anchor.position > 0)
         error = anchor_begin(&log->anchor); /* numbers begin anew */
+    if (error == 0)
+        tell_count(log);
     for (unsigned at = 0; at < log->count && error == 0; at++) {
         struct segment *segment = log->segments[at];
         read_ahead(log, at + 2);

@@ -804,6 +804,8 @@ static bool sq_load(struct backing *backing, char *why, size_t size)
     struct load load = {.backing = backing};
     int rc = SQLITE_NOMEM;
     backing->removed_count = 0;
+    if (backing->owner.expect != NULL)
+        backing->owner.expect(backing->owner.arg, backing->state.entries);
     if (start_table(&load, backing->state.entries))
         rc = load_rows(&load);
     free(load.table);
