@@ -105,7 +105,7 @@ def run(bench, names):
         try:
             function(bench)
             print(f" {time.monotonic() - started:.1f} s", file=sys.stderr)
-        except (servers.Missing, RuntimeError) as error:
+        except (servers.Missing, RuntimeError, OSError) as error:
             print(f" {error}", file=sys.stderr)
             left_out = isinstance(error, servers.Missing)
             bench.rows.append(measure.Row(name, title, "left out" if left_out else "failed", "", {},
@@ -139,6 +139,8 @@ def measured(settings, names):
     except KeyboardInterrupt:
         print(" interrupted: what follows is what there is", file=sys.stderr)
     finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # what was started is stopped in any case
         bench.stop_all()
         shutil.rmtree(folder, ignore_errors=True)
     return bench, complete
