@@ -616,10 +616,12 @@ static struct writer_wait *take_barriers(struct writer *writer, uint64_t number)
     return list;
 }
 
-/* What was lost has to be written before any PERSIST is OK. */
+/* What was lost, and removals that were found to be due, have to be written before any PERSIST is
+ * OK. */
 static void answer_barriers(struct writer *writer)
 {
-    if (writer->redo.count > 0 || !lost_is_clear(writer) || writer->redo.count > 0)
+    if (writer->retired.count > 0 || writer->redo.count > 0 || !lost_is_clear(writer) ||
+        writer->redo.count > 0)
         return;
     struct writer_wait *list = take_barriers(writer, 0);
     if (list == NULL)
