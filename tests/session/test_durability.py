@@ -333,6 +333,26 @@ class Damage(SessionTest):
                 daemon.start()
                 self.check(daemon, self.COUNT)
 
+    def test_damage_to_an_anchor_half_does_not_make_an_older_end_count(self):
+        """The log is cut as well, to where the anchor had it one PERSIST before."""
+        for at in (8, 4096 + 8):
+            with self.subTest(at=at):
+                daemon = self.filled("filesystem")
+                key, value = next(iter(self.values.items()))
+                with daemon.client() as client:
+                    self.assertEqual(client.put(key, "middle", " overwrite"), "STORED")
+                    self.assertEqual(client.ask("PERSIST"), "OK")
+                    log = self.segments(daemon)[-1]
+                    before = log.read_bytes()
+                    self.assertEqual(client.put(key, value, " overwrite"), "STORED")
+                    self.assertEqual(client.ask("PERSIST"), "OK")
+                daemon.kill9()
+                self.assertEqual(self.segments(daemon)[-1], log)
+                log.write_bytes(before)
+                self.write_at(daemon.directory / "anchor", at, bytes(16))
+                daemon.start()
+                self.hits(daemon.client())
+
     def test_segments_are_cut_while_it_runs(self):
         daemon = self.filled("filesystem")
         for path in self.segments(daemon):

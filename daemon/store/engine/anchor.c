@@ -95,6 +95,10 @@ int anchor_advance(struct anchor *anchor, uint64_t position)
         return error;
     anchor->serial++;
     anchor->position = position;
+    /* The other slot says the same, so that damage to this one does not make an older position
+     * count. The next sync takes it along; until then this slot alone has to be sound. */
+    if (write_slot(anchor, anchor->serial + 1, position) == 0)
+        anchor->serial++;
     return 0;
 }
 

@@ -4,8 +4,8 @@
  * superseded would count again. The anchor holds the position up to which something had superseded
  * older records when that was last made durable; a store that ends before it has been damaged.
  *
- * It lies in two slots, each in a sector of its own with its own checksum, which are written in
- * turns: a crash in the middle of a write, or a damaged spot, leaves the other.
+ * It lies in two slots, each in a sector of its own with its own checksum. They say the same, and
+ * are written one after the other: a crash in the middle of a write, or a damaged spot, leaves one.
  *
  * What returns an int returns 0 or an errno. One thread at a time.
  */
